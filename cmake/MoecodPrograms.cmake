@@ -1,0 +1,35 @@
+# moecod_program(NAME SOURCE... [TORCH_FREE] [OPENCV]): an executable with the project's warnings, the shared
+# precompiled header and the sanitizers of the preset. TORCH_FREE programs link neither LibTorch nor its header.
+
+add_library(moecod_strict INTERFACE)
+target_compile_options(moecod_strict INTERFACE -Wall -Wextra -Werror -Wno-unknown-pragmas)
+if(MOECOD_SANITIZE)
+  target_compile_options(moecod_strict INTERFACE -fsanitize=${MOECOD_SANITIZE} -fno-omit-frame-pointer
+                                                 -fno-sanitize-recover=all)
+  target_link_options(moecod_strict INTERFACE -fsanitize=${MOECOD_SANITIZE})
+endif()
+
+if(MOECOD_BUILD_TESTS OR MOECOD_BUILD_EXAMPLES OR MOECOD_BUILD_BENCH)
+  find_package(Threads REQUIRED)
+  find_package(CLI11 REQUIRED)
+  find_package(nlohmann_json REQUIRED)
+  file(WRITE "${CMAKE_BINARY_DIR}/pch.cpp" "// Carries the precompiled header.\n")
+  add_library(moecod_pch OBJECT "${CMAKE_BINARY_DIR}/pch.cpp")
+  target_link_libraries(moecod_pch PRIVATE moecod moecod_strict)
+  target_precompile_headers(moecod_pch PRIVATE "${PROJECT_SOURCE_DIR}/cmake/pch.hpp")
+endif()
+
+function(moecod_program name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "TORCH_FREE;OPENCV" "" "")
+  add_executable(${name} ${arg_UNPARSED_ARGUMENTS})
+  target_link_libraries(${name} PRIVATE moecod_strict Threads::Threads CLI11::CLI11 nlohmann_json::nlohmann_json)
+  target_include_directories(${name} PRIVATE "${PROJECT_SOURCE_DIR}/include" "${PROJECT_SOURCE_DIR}")
+  if(arg_OPENCV AND MOECOD_WITH_OPENCV)
+    target_link_libraries(${name} PRIVATE OpenCVImages::OpenCVImages)
+    target_compile_definitions(${name} PRIVATE MOECOD_WITH_OPENCV)
+  endif()
+  if(NOT arg_TORCH_FREE)
+    target_link_libraries(${name} PRIVATE moecod)
+    target_precompile_headers(${name} REUSE_FROM moecod_pch)
+  endif()
+endfunction()

@@ -1,0 +1,40 @@
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <torch/nn/module.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "moecod/core/pyramid.hpp"
+#include "moecod/moe/kind.hpp"
+
+namespace moecod::backbone {
+
+/// A network that makes a pyramid of feature maps from images; every backbone derives from it.
+///
+/// Shapes: images [B, 3, H, W], normalised -> level i [B, dims[i], H / strides[i], W / strides[i]], finest first.
+/// A derived type nests `struct Options` and is constructible from it (backbone::policy in concept.hpp).
+class Backbone : public torch::nn::Module {
+ public:
+  using policy_kind = kind::backbone;
+
+  /// Channels of each level.
+  virtual std::vector<int64_t> dims() const = 0;
+  /// Pixels of the image to one position of each level.
+  virtual std::vector<int64_t> strides() const = 0;
+  virtual Pyramid forward(const at::Tensor& images) = 0;
+
+ protected:
+  /// Errors: c10::Error naming the sizes when the images are not [B, 3, H, W] with H and W multiples of the last
+  /// stride.
+  void check_images(const at::Tensor& images) const {
+    TORCH_CHECK(images.dim() == 4 && images.size(1) == 3, "backbone: expected images [B, 3, H, W], got ",
+                images.sizes());
+    const int64_t step = strides().back();
+    TORCH_CHECK(images.size(2) > 0 && images.size(3) > 0 && images.size(2) % step == 0 && images.size(3) % step == 0,
+                "backbone: height and width must be multiples of ", step, ", got ", images.size(2), " x ",
+                images.size(3));
+  }
+};
+
+}  // namespace moecod::backbone

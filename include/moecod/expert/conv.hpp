@@ -1,0 +1,43 @@
+#pragma once
+#include <ATen/ops/relu.h>
+
+#include "moecod/layers/conv.hpp"
+#include "moecod/layers/norm.hpp"
+#include "moecod/moe/rows.hpp"
+
+namespace moecod::expert {
+
+struct ConvOptions {
+  int64_t channels = 64;  ///< C; set by the model
+};
+
+/// The plain convolutional expert: twice (3x3 convolution without bias, batch normalisation, ReLU).
+///
+/// Shapes: x [M, C, H, W] -> [M, C, H, W]. Synchronises: never.
+template <class Layers = layers::Single>
+class Conv : public torch::nn::Module {
+ public:
+  using rows = rows::Images;
+  template <class L>
+  using rebind = Conv<L>;
+  using Options = ConvOptions;
+
+  explicit Conv(const Options& options = {}, Layers layers = {}) {
+    const auto conv = layers::Conv2dOptions::square(options.channels, options.channels, 3, 1, /*bias=*/false);
+    conv1_ = register_module("conv1", std::make_shared<layers::Conv2d<Layers>>(conv, layers));
+    norm1_ = register_module("norm1", std::make_shared<layers::BatchNorm2d<Layers>>(options.channels, layers));
+    conv2_ = register_module("conv2", std::make_shared<layers::Conv2d<Layers>>(conv, layers));
+    norm2_ = register_module("norm2", std::make_shared<layers::BatchNorm2d<Layers>>(options.channels, layers));
+  }
+
+  at::Tensor forward(const at::Tensor& x, const typename Layers::Group& group = {}) {
+    const at::Tensor h = at::relu(norm1_->forward(conv1_->forward(x, group), group));
+    return at::relu(norm2_->forward(conv2_->forward(h, group), group));
+  }
+
+ private:
+  std::shared_ptr<layers::Conv2d<Layers>> conv1_, conv2_;
+  std::shared_ptr<layers::BatchNorm2d<Layers>> norm1_, norm2_;
+};
+
+}  // namespace moecod::expert

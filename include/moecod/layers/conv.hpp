@@ -1,0 +1,79 @@
+#pragma once
+#include <ATen/ops/conv2d.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <array>
+#include <cmath>
+
+#include "moecod/layers/stack.hpp"
+
+namespace moecod::layers {
+
+/// Sizes of a two-dimensional convolution. padding -1 keeps height and width at stride 1 and odd kernels.
+struct Conv2dOptions {
+  int64_t in = 1, out = 1;
+  std::array<int64_t, 2> kernel{3, 3};
+  std::array<int64_t, 2> stride{1, 1};
+  std::array<int64_t, 2> padding{-1, -1};
+  std::array<int64_t, 2> dilation{1, 1};
+  int64_t groups = 1;
+  bool bias = true;
+
+  /// A square kernel of size k.
+  static Conv2dOptions square(int64_t in, int64_t out, int64_t k, int64_t dilation = 1, bool bias = true) {
+    return {.in = in, .out = out, .kernel = {k, k}, .dilation = {dilation, dilation}, .bias = bias};
+  }
+};
+
+/// Two-dimensional convolution (cross-correlation) of one expert or of n stacked ones.
+///
+/// Shapes: x [M, in, H, W] -> [M, out, H', W']; weight [(n,) out, in / groups, kh, kw], bias [(n,) out].
+/// Initial values: weight and bias uniform in +-1/sqrt(fan in), as torch.nn.Conv2d; stacked layers are filled from
+/// single ones by their owner. Synchronises: never.
+template <class Layers = Single>
+class Conv2d : public torch::nn::Module, public Decays {
+ public:
+  explicit Conv2d(const Conv2dOptions& options, Layers layers = {}) : options_(options) {
+    TORCH_CHECK(options.in % options.groups == 0 && options.out % options.groups == 0, "Conv2d: in ", options.in,
+                " and out ", options.out, " must be multiples of groups ", options.groups);
+    for (int i = 0; i < 2; ++i)
+      padding_[i] = options.padding[i] >= 0 ? options.padding[i] : options.dilation[i] * (options.kernel[i] - 1) / 2;
+    const int64_t fan_in = options.in / options.groups;
+    weight = register_parameter(
+        "weight", at::zeros(layers.shape({options.out, fan_in, options.kernel[0], options.kernel[1]})));
+    if (options.bias) bias = register_parameter("bias", at::zeros(layers.shape({options.out})));
+    if constexpr (!Layers::stacked) reset_parameters();
+  }
+
+  at::Tensor forward(const at::Tensor& x, const typename Layers::Group& group = {}) {
+    if constexpr (Layers::stacked) {
+      const Slices w(weight, group), b(bias, group);
+      return for_each_expert(x, group, [&](const at::Tensor& rows, int64_t e) { return convolve(rows, w[e], b[e]); });
+    } else {
+      (void)group;
+      return convolve(x, weight, bias);
+    }
+  }
+
+  const Conv2dOptions& options() const { return options_; }
+
+  at::Tensor weight, bias;
+
+ private:
+  void reset_parameters() {
+    torch::NoGradGuard no_grad;
+    const double bound = 1.0 / std::sqrt(static_cast<double>(weight[0].numel()));
+    weight.uniform_(-bound, bound);
+    if (bias.defined()) bias.uniform_(-bound, bound);
+  }
+
+  at::Tensor convolve(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b) const {
+    return at::conv2d(x, w, b, options_.stride, padding_, options_.dilation, options_.groups);
+  }
+
+  Conv2dOptions options_;
+  std::array<int64_t, 2> padding_{};
+};
+
+}  // namespace moecod::layers

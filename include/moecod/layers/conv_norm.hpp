@@ -1,0 +1,41 @@
+#pragma once
+#include <ATen/ops/relu.h>
+
+#include <memory>
+
+#include "moecod/layers/conv.hpp"
+#include "moecod/layers/norm.hpp"
+
+namespace moecod::layers {
+
+/// What follows the normalisation of a ConvNorm.
+enum class After { nothing, relu };
+
+/// Convolution without bias, batch normalisation and, if asked for, ReLU: the usual block of decoders.
+///
+///     y = relu(norm(conv(x)))     with After::relu, else norm(conv(x))
+///
+/// Shapes: x [M, in, H, W] -> [M, out, H', W']. `options.bias` is ignored: the normalisation has one.
+/// Synchronises: never.
+template <class Layers = Single>
+class ConvNorm : public torch::nn::Module {
+ public:
+  explicit ConvNorm(Conv2dOptions options, After after = After::relu, Layers layers = {}) : after_(after) {
+    options.bias = false;
+    conv = register_module("conv", std::make_shared<Conv2d<Layers>>(options, layers));
+    norm = register_module("norm", std::make_shared<BatchNorm2d<Layers>>(options.out, layers));
+  }
+
+  at::Tensor forward(const at::Tensor& x, const typename Layers::Group& group = {}) {
+    at::Tensor y = norm->forward(conv->forward(x, group), group);
+    return after_ == After::relu ? at::relu(y) : y;
+  }
+
+  std::shared_ptr<Conv2d<Layers>> conv;
+  std::shared_ptr<BatchNorm2d<Layers>> norm;
+
+ private:
+  After after_;
+};
+
+}  // namespace moecod::layers

@@ -1,0 +1,83 @@
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/upsample_bilinear2d.h>
+#include <ATen/ops/upsample_bilinear2d_backward.h>
+#include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+namespace moecod::layers {
+
+namespace detail {
+
+/// Row i holds the weights with which bilinear interpolation makes sample i of `out` from `in` samples.
+inline at::Tensor bilinear_matrix(int64_t in, int64_t out, bool align_corners, const at::TensorOptions& options) {
+  at::Tensor matrix = at::zeros({out, in}, at::kDouble);
+  auto m = matrix.accessor<double, 2>();
+  for (int64_t i = 0; i < out; ++i) {
+    const double scale = align_corners ? (out > 1 ? double(in - 1) / double(out - 1) : 0.0) : double(in) / double(out);
+    const double at = align_corners ? scale * double(i) : std::max(0.0, scale * (double(i) + 0.5) - 0.5);
+    const int64_t low = std::min<int64_t>(static_cast<int64_t>(at), in - 1);
+    const int64_t high = std::min<int64_t>(low + 1, in - 1);
+    const double t = at - double(low);
+    m[i][low] += 1.0 - t;
+    m[i][high] += t;
+  }
+  return matrix.to(options);
+}
+
+/// LibTorch's backward of this operation adds with atomics on CUDA, in an order that changes from run to run; two
+/// matrix products give the same gradient in a fixed order.
+struct ResizeFunction : torch::autograd::Function<ResizeFunction> {
+  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x, int64_t height, int64_t width,
+                            bool align_corners) {
+    ctx->saved_data["sizes"] = x.sizes().vec();
+    ctx->saved_data["align_corners"] = align_corners;
+    return at::upsample_bilinear2d(x, {height, width}, align_corners);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list grads) {
+    const auto sizes = ctx->saved_data["sizes"].toIntVector();
+    const bool align_corners = ctx->saved_data["align_corners"].toBool();
+    const at::Tensor& g = grads[0];
+    at::Tensor out;
+    if (g.is_cpu()) {
+      out = at::upsample_bilinear2d_backward(g, {g.size(2), g.size(3)}, sizes, align_corners);
+    } else {
+      const at::Tensor rows = bilinear_matrix(sizes[2], g.size(2), align_corners, g.options());
+      const at::Tensor columns = bilinear_matrix(sizes[3], g.size(3), align_corners, g.options());
+      out = at::matmul(rows.t(), at::matmul(g, columns));
+    }
+    return {out, {}, {}, {}};
+  }
+};
+
+}  // namespace detail
+
+/// Bilinear resampling of feature maps, with a backward whose result does not depend on the order of additions.
+///
+/// Shapes: x [B, C, H, W] -> [B, C, height, width]. Synchronises: on CUDA the backward uploads two small matrices,
+/// which does not wait for the device's work.
+inline at::Tensor resize(const at::Tensor& x, int64_t height, int64_t width, bool align_corners = false) {
+  if (x.size(2) == height && x.size(3) == width) return x;
+  return detail::ResizeFunction::apply(x, height, width, align_corners);
+}
+
+/// x resized to the height and width of `like`.
+inline at::Tensor resize_like(const at::Tensor& x, const at::Tensor& like, bool align_corners = false) {
+  return resize(x, like.size(2), like.size(3), align_corners);
+}
+
+/// x resized by a factor, the new size rounded down.
+inline at::Tensor scale(const at::Tensor& x, double factor, bool align_corners = false) {
+  return resize(x, static_cast<int64_t>(std::floor(double(x.size(2)) * factor)),
+                static_cast<int64_t>(std::floor(double(x.size(3)) * factor)), align_corners);
+}
+
+}  // namespace moecod::layers

@@ -1,0 +1,83 @@
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/cat.h>
+#include <torch/nn/module.h>
+
+#include <vector>
+
+/// Layers for one expert or for n stacked ones, from the same source.
+///
+/// An expert is written over a template argument `Layers`: layers::Single builds ordinary layers; layers::Stacked{n}
+/// builds layers whose every parameter and buffer has a leading dimension of n experts. Each forward takes a group
+/// that says which rows belong to which expert; for Single it is empty.
+namespace moecod::layers {
+
+/// One expert.
+struct Single {
+  static constexpr bool stacked = false;
+  struct Group {};
+  std::vector<int64_t> shape(std::vector<int64_t> each) const { return each; }
+};
+
+/// n experts in one set of tensors, [n, ...].
+struct Stacked {
+  static constexpr bool stacked = true;
+  int64_t n = 1;
+
+  /// Which rows belong to which expert: all of them to one, or, sorted by expert, those between two offsets.
+  struct Group {
+    int64_t expert = -1;
+    at::Tensor offsets;           ///< [n + 1] int32, on the rows' device
+    std::vector<int64_t> bounds;  ///< the offsets on the host
+
+    static Group one(int64_t expert) { return {expert, {}, {}}; }
+    /// Synchronises: reads the offsets back.
+    static Group sorted(const at::Tensor& offsets) {
+      const at::Tensor host = offsets.to(at::kCPU, at::kLong);
+      const int64_t* p = host.const_data_ptr<int64_t>();
+      return {-1, offsets, std::vector<int64_t>(p, p + host.numel())};
+    }
+  };
+
+  std::vector<int64_t> shape(std::vector<int64_t> each) const {
+    each.insert(each.begin(), n);
+    return each;
+  }
+};
+
+/// Runs f(rows of expert e, e) for each expert that has rows, and joins the results.
+template <class F>
+at::Tensor for_each_expert(const at::Tensor& x, const Stacked::Group& group, F&& f) {
+  if (group.expert >= 0) return f(x, group.expert);
+  std::vector<at::Tensor> out;
+  for (std::size_t e = 0; e + 1 < group.bounds.size(); ++e)
+    if (group.bounds[e] < group.bounds[e + 1])
+      out.push_back(f(x.slice(0, group.bounds[e], group.bounds[e + 1]), static_cast<int64_t>(e)));
+  TORCH_CHECK(!out.empty(), "a stacked layer needs at least one row, and a group that says whose it is");
+  return out.size() == 1 ? out.front() : at::cat(out, 0);
+}
+
+/// The slices of a stacked parameter that a group needs, one an expert; undefined for an absent parameter.
+class Slices {
+ public:
+  Slices(const at::Tensor& stacked, const Stacked::Group& group) : stacked_(stacked) {
+    // One unbind has one backward that assembles the whole gradient; a select an expert would each make a whole one.
+    if (stacked.defined() && group.expert < 0) each_ = stacked.unbind(0);
+  }
+  at::Tensor operator[](int64_t e) const {
+    if (!stacked_.defined()) return {};
+    return each_.empty() ? stacked_.select(0, e) : each_[e];
+  }
+
+ private:
+  at::Tensor stacked_;
+  std::vector<at::Tensor> each_;
+};
+
+/// A layer whose parameter `weight` is subject to weight decay (convolutions and linear maps; never norms, biases,
+/// gates or temperatures, whatever their number of dimensions).
+struct Decays {
+  virtual ~Decays() = default;
+};
+
+}  // namespace moecod::layers

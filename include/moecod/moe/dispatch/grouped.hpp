@@ -1,0 +1,28 @@
+#pragma once
+#include "moecod/moe/dispatch/execute.hpp"
+#include "moecod/moe/kind.hpp"
+
+namespace moecod::dispatch {
+
+/// All experts together, layer by layer, on rows sorted by expert; needs stacked storage.
+///
+/// Each stacked layer gets the sorted rows with the offsets of the experts. Synchronises: on the CPU there is nothing
+/// to wait for; on CUDA the layers' LibTorch fallback reads the E + 1 offsets back once a forward.
+struct Grouped {
+  using policy_kind = kind::dispatch;
+  static constexpr bool needs_stacked = true;
+  static constexpr bool position_weights = false;
+
+  template <class Experts, class X>
+  static auto run(Experts& experts, const X& x, const Routing& routing) {
+    const Plan plan(routing);
+    typename Experts::template parts<X> part;
+    part.rows = plan.rows();
+    part.weights = routing.weights.reshape({-1}).index_select(0, plan.order.to(at::kLong));
+    part.output = experts.run_sorted(gather(Experts::input(x), part.rows), plan.offsets);
+    const at::Tensor y = combine(tree::primary(part.output), routing.weights, plan);
+    return Executed<decltype(part)>{y, std::move(part)};
+  }
+};
+
+}  // namespace moecod::dispatch

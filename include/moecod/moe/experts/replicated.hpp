@@ -1,0 +1,153 @@
+#pragma once
+#include <ATen/ops/cat.h>
+
+#include <memory>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "moecod/core/state.hpp"
+#include "moecod/layers/stack.hpp"
+#include "moecod/moe/experts/run.hpp"
+#include "moecod/moe/kind.hpp"
+
+namespace moecod {
+
+/// An expert written over `template <class Layers>`, so that n of them can share one set of stacked tensors.
+template <class Expert>
+concept rebindable = requires { typename Expert::template rebind<layers::Stacked>; };
+
+namespace detail {
+
+template <class Output>
+experts::Part<Output> join_parts(const std::vector<experts::Part<Output>>& parts) {
+  std::vector<at::Tensor> rows, weights;
+  std::vector<Output> outputs;
+  for (const auto& part : parts) {
+    if (part.empty()) continue;
+    rows.push_back(part.rows);
+    weights.push_back(part.weights);
+    outputs.push_back(part.output);
+  }
+  return {at::cat(rows), at::cat(weights), tree::cat(outputs)};
+}
+
+}  // namespace detail
+
+/// N experts of one kind, each initialised on its own.
+///
+/// A rebindable expert is stored stacked, under every dispatcher: every parameter is [N, ...], and Sequential and
+/// Batched run one slice of it. Any other module is stored N times. Files hold one expert a key (`experts.3.conv1.weight`)
+/// either way. Stacked experts start bitwise equal to N single ones made one after another from the same seed.
+template <class Expert, int64_t N>
+class Replicated : public torch::nn::Module {
+  static_assert(N >= 1, "moecod: Replicated<Expert, N> needs N >= 1");
+
+ public:
+  using policy_kind = kind::experts;
+  using rows = typename Expert::rows;
+  using Options = typename Expert::Options;
+  static constexpr int64_t count = N;
+  static constexpr bool stacked = false;
+  template <class X>
+  using parts = experts::Part<experts::output_t<Expert, X>>;
+
+  explicit Replicated(const Options& options = {}) {
+    for (int64_t e = 0; e < N; ++e)
+      experts_.push_back(register_module(std::to_string(e), std::make_shared<Expert>(options)));
+  }
+
+  /// Calls f(e, input of x, run) for each expert, where run(input) runs it; returns the results in order.
+  template <class X, class F>
+  auto visit(const X& x, F&& f) {
+    std::vector<parts<X>> out;
+    for (int64_t e = 0; e < N; ++e)
+      out.push_back(f(e, experts::input_of<Expert>(x),
+                      [&](const auto& in) { return experts::run(*experts_[e], in, recompute); }));
+    return out;
+  }
+
+  template <class Output>
+  static auto join(const std::vector<experts::Part<Output>>& all) {
+    return detail::join_parts(all);
+  }
+
+  /// The parameters that have no gradient in a step in which expert e has no rows.
+  std::vector<at::Tensor> parameters_of(int64_t e) const { return experts_[e]->parameters(); }
+
+  Expert& operator[](int64_t e) { return *experts_.at(e); }
+
+  bool recompute = false;
+
+ private:
+  std::vector<std::shared_ptr<Expert>> experts_;
+};
+
+template <class Expert, int64_t N>
+  requires rebindable<Expert>
+class Replicated<Expert, N> : public torch::nn::Module, public StackedStorage {
+  static_assert(N >= 1, "moecod: Replicated<Expert, N> needs N >= 1");
+
+ public:
+  using policy_kind = kind::experts;
+  using rows = typename Expert::rows;
+  using Options = typename Expert::Options;
+  using Stack = typename Expert::template rebind<layers::Stacked>;
+  using Group = layers::Stacked::Group;
+  static constexpr int64_t count = N;
+  static constexpr bool stacked = true;
+  template <class X>
+  using parts = experts::Part<experts::output_t<Expert, X>>;
+
+  explicit Replicated(const Options& options = {}) {
+    stack_ = register_module("stack", std::make_shared<Stack>(options, layers::Stacked{N}));
+    torch::NoGradGuard no_grad;
+    for (int64_t e = 0; e < N; ++e) {
+      const Expert single(options);
+      const auto from = single.named_parameters();
+      for (auto& item : stack_->named_parameters()) item.value().select(0, e).copy_(from[item.key()]);
+      const auto buffers = single.named_buffers();
+      for (auto& item : stack_->named_buffers()) item.value().select(0, e).copy_(buffers[item.key()]);
+    }
+  }
+
+  int64_t stack_size() const override { return N; }
+
+  template <class X, class F>
+  auto visit(const X& x, F&& f) {
+    std::vector<parts<X>> out;
+    for (int64_t e = 0; e < N; ++e)
+      out.push_back(f(e, experts::input_of<Expert>(x),
+                      [&](const auto& in) { return experts::run(*stack_, in, recompute, Group::one(e)); }));
+    return out;
+  }
+
+  template <class Output>
+  static auto join(const std::vector<experts::Part<Output>>& all) {
+    return detail::join_parts(all);
+  }
+
+  /// Runs all experts together on rows sorted by expert; offsets [N + 1] int32.
+  template <class X>
+  auto run_sorted(const X& sorted, const at::Tensor& offsets) {
+    return experts::run(*stack_, sorted, recompute, Group::sorted(offsets));
+  }
+
+  template <class X>
+  static decltype(auto) input(const X& x) {
+    return experts::input_of<Expert>(x);
+  }
+
+  /// None: a stacked parameter gets its gradient whole, with zeros for the experts without rows.
+  std::vector<at::Tensor> parameters_of(int64_t) const { return {}; }
+
+  Stack& stack() { return *stack_; }
+
+  bool recompute = false;
+
+ private:
+  std::shared_ptr<Stack> stack_;
+};
+
+}  // namespace moecod

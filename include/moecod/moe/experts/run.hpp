@@ -1,0 +1,44 @@
+#pragma once
+#include <type_traits>
+#include <vector>
+
+#include "moecod/core/recompute.hpp"
+#include "moecod/core/tree.hpp"
+
+namespace moecod::experts {
+
+/// One expert's share of a forward pass: the rows it was given (m of them, int64; with Masked dispatch all of them),
+/// the gate weights [m] ([N] positions with Masked dispatch by position), and what it returned for them. An expert
+/// without rows has empty `rows` and an output of undefined tensors.
+template <class Output>
+struct Part {
+  at::Tensor rows, weights;
+  Output output;
+
+  bool empty() const { return rows.numel() == 0; }
+};
+
+/// What an expert reads of the mixture's input: all of it, or what its static function `input` names.
+template <class Expert, class X>
+decltype(auto) input_of(const X& x) {
+  if constexpr (requires { Expert::input(x); }) {
+    return Expert::input(x);
+  } else {
+    return (x);
+  }
+}
+
+template <class Expert, class X>
+using input_t = std::remove_cvref_t<decltype(input_of<Expert>(std::declval<const X&>()))>;
+
+template <class Expert, class X>
+using output_t = std::remove_cvref_t<decltype(std::declval<Expert&>().forward(std::declval<const input_t<Expert, X>&>()))>;
+
+/// Runs an expert, with its activations kept for the backward pass or computed anew there.
+template <class Expert, class In, class... Group>
+auto run(Expert& expert, const In& in, bool recompute, const Group&... group) {
+  auto forward = [&expert, group...](const In& x) { return expert.forward(x, group...); };
+  return recompute ? moecod::recompute(forward, in, expert.parameters()) : forward(in);
+}
+
+}  // namespace moecod::experts

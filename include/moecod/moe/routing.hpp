@@ -1,0 +1,119 @@
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/sort.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+
+#include <utility>
+#include <vector>
+
+namespace moecod {
+
+/// Assignments per expert: experts [N, S] int32 (-1: unused) -> [E] int64. Deterministic; does not synchronise.
+inline at::Tensor count_assignments(const at::Tensor& experts, int64_t num_experts) {
+  const at::Tensor index = at::arange(num_experts, experts.options());
+  return experts.reshape({-1, 1}).eq(index).sum(0);
+}
+
+/// Who gets which row, and how much each answer counts.
+///
+/// N rows, E experts, S slots a row (K for TopK, E for Dense and ExpertChoice). An unused slot is expert -1 with
+/// weight 0. `assignments`, the number of used slots, is known on the host, so nothing that follows has to ask the
+/// device. Floating-point members are float32, or float64 when the router is.
+struct Routing {
+  at::Tensor logits;   ///< [N, E], the router's, before any bias; undefined in a given routing
+  at::Tensor scores;   ///< [N, E], of the logits with the policy's logit bias; undefined in a given routing
+  at::Tensor experts;  ///< [N, S] int32
+  at::Tensor weights;  ///< [N, S]
+  at::Tensor counts;   ///< [E] int64, assignments per expert
+  int64_t assignments = 0;
+
+  int64_t rows() const { return experts.size(0); }
+  int64_t slots() const { return experts.size(1); }
+  int64_t num_experts() const { return counts.size(0); }
+
+  /// A routing made elsewhere: any pair of experts [N, S] (integers in [-1, E)) and weights [N, S].
+  /// Synchronises: reads the number of used slots and the range of the indices.
+  /// Errors: c10::Error on shapes that differ, an index out of range, or no used slot at all.
+  static Routing given(const at::Tensor& experts, const at::Tensor& weights, int64_t num_experts) {
+    TORCH_CHECK(experts.dim() == 2 && experts.sizes() == weights.sizes(),
+                "Routing::given: experts and weights must both be [N, S], got ", experts.sizes(), " and ",
+                weights.sizes());
+    TORCH_CHECK(experts.numel() > 0 && experts.min().item<int64_t>() >= -1 &&
+                    experts.max().item<int64_t>() < num_experts,
+                "Routing::given: experts must lie in [-1, ", num_experts, "), got values outside, or none");
+    Routing routing;
+    routing.experts = experts.to(at::kInt);
+    const at::Tensor used = routing.experts.ge(0);
+    routing.weights = at::where(used, weights, at::zeros({}, weights.options()));
+    routing.counts = count_assignments(routing.experts, num_experts);
+    routing.assignments = used.sum().item<int64_t>();
+    TORCH_CHECK(routing.assignments > 0, "Routing::given: at least one slot must be used, got only -1");
+    return routing;
+  }
+
+  /// Every row to one expert, with weight 1. Does not synchronise.
+  static Routing to(int64_t expert, int64_t rows, int64_t num_experts, at::Device device = at::kCPU) {
+    TORCH_CHECK(0 <= expert && expert < num_experts, "Routing::to: expert must lie in [0, ", num_experts, "), got ",
+                expert);
+    Routing routing;
+    routing.experts = at::full({rows, 1}, expert, at::TensorOptions().dtype(at::kInt).device(device));
+    routing.weights = at::full({rows, 1}, 1.0, at::TensorOptions().dtype(at::kFloat).device(device));
+    routing.counts = count_assignments(routing.experts, num_experts);
+    routing.assignments = rows;
+    return routing;
+  }
+
+  /// Every row to the experts listed, with equal weights. Does not synchronise.
+  static Routing to(const std::vector<int64_t>& experts, int64_t rows, int64_t num_experts,
+                    at::Device device = at::kCPU) {
+    TORCH_CHECK(!experts.empty(), "Routing::to: expected at least one expert");
+    std::vector<at::Tensor> columns, weights;
+    for (int64_t expert : experts) {
+      Routing one = to(expert, rows, num_experts, device);
+      columns.push_back(one.experts);
+      weights.push_back(one.weights / static_cast<double>(experts.size()));
+    }
+    Routing routing;
+    routing.experts = at::cat(columns, 1);
+    routing.weights = at::cat(weights, 1);
+    routing.counts = count_assignments(routing.experts, num_experts);
+    routing.assignments = rows * static_cast<int64_t>(experts.size());
+    return routing;
+  }
+
+  /// Every row to every expert, with weights 1/E. Does not synchronise.
+  static Routing all(int64_t rows, int64_t num_experts, at::Device device = at::kCPU) {
+    std::vector<int64_t> experts(num_experts);
+    for (int64_t e = 0; e < num_experts; ++e) experts[e] = e;
+    return to(experts, rows, num_experts, device);
+  }
+};
+
+/// The used slots sorted by expert, ties by slot. M = routing.assignments, E experts.
+///
+/// Made of stable sorts and cumulative sums on the routing's device: deterministic, and it does not synchronise.
+struct Plan {
+  at::Tensor order;     ///< [M] int32: slot n*S + s of each sorted assignment
+  at::Tensor offsets;   ///< [E + 1] int32: assignments of expert e are offsets[e] to offsets[e + 1]
+  at::Tensor position;  ///< [N, S] int32: where slot (n, s) was sorted to, -1 for an unused one
+  int64_t slots = 1;    ///< S
+
+  explicit Plan(const Routing& routing) : slots(routing.slots()) {
+    const at::Tensor flat = routing.experts.reshape({-1});
+    const at::Tensor key = at::where(flat.ge(0), flat, at::full({}, routing.num_experts(), flat.options()));
+    const at::Tensor sorted = std::get<1>(at::sort(key, /*stable=*/true, /*dim=*/0, /*descending=*/false));
+    const at::Tensor rank = at::zeros_like(sorted).scatter_(0, sorted, at::arange(sorted.numel(), sorted.options()));
+    order = sorted.slice(0, 0, routing.assignments).to(at::kInt);
+    position = at::where(flat.ge(0), rank, at::full({}, -1, rank.options())).view_as(routing.experts).to(at::kInt);
+    offsets = at::cat({at::zeros({1}, routing.counts.options()), routing.counts.cumsum(0)}).to(at::kInt);
+  }
+
+  /// The row of each sorted assignment, [M] int64.
+  at::Tensor rows() const { return order.to(at::kLong).floor_divide(slots); }
+};
+
+}  // namespace moecod
