@@ -220,7 +220,7 @@ class PvtV2 : public Backbone {
  private:
   void initialise() {
     torch::NoGradGuard no_grad;
-    for (const auto& module : modules()) {
+    for (const auto& module : modules(/*include_self=*/false)) {
       if (auto* linear = dynamic_cast<layers::Linear<>*>(module.get())) {
         // timm truncates at +-2, a hundred deviations away.
         linear->weight.normal_(0.0, 0.02);

@@ -69,6 +69,7 @@ inline void adjust_sharpness(Image& image, float factor) {
 
 /// Shifts in HSV: hue in degrees of the colour circle, saturation and value of 255.
 inline void shift_hsv(Image& image, float hue, float saturation, float value) {
+  const float turn = std::fmod(std::fmod(hue / 60.0F, 6.0F) + 6.0F, 6.0F);
   for (std::size_t i = 0; i + 2 < image.pixels.size(); i += 3) {
     const float r = image.pixels[i];
     const float g = image.pixels[i + 1];
@@ -79,14 +80,17 @@ inline void shift_hsv(Image& image, float hue, float saturation, float value) {
     if (range > 0.0F) {
       h = high == r ? (g - b) / range : high == g ? 2.0F + (b - r) / range : 4.0F + (r - g) / range;
     }
-    h = std::fmod(h + hue / 60.0F + 12.0F, 6.0F);
+    h += turn;  // -1 .. 11
+    if (h >= 6.0F) h -= 6.0F;
+    if (h < 0.0F) h += 6.0F;
     // A grey pixel has no hue to saturate.
     const float s = range > 0.0F ? std::clamp(range / high + saturation / 255.0F, 0.0F, 1.0F) : 0.0F;
     const float v = std::clamp(high + value, 0.0F, 255.0F);
-    for (const auto [channel, offset] : {std::pair{0, 5.0F}, std::pair{1, 3.0F}, std::pair{2, 1.0F}}) {
-      const float k = std::fmod(offset + h, 6.0F);
+    for (std::size_t c = 0; c < 3; ++c) {
+      float k = 5.0F - 2.0F * static_cast<float>(c) + h;  // 0 .. 11
+      if (k >= 6.0F) k -= 6.0F;
       const float part = std::clamp(std::min(k, 4.0F - k), 0.0F, 1.0F);
-      image.pixels[i + static_cast<std::size_t>(channel)] = detail::to_byte(v - v * s * part);
+      image.pixels[i + c] = detail::to_byte(v - v * s * part);
     }
   }
 }

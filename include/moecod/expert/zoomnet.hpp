@@ -4,7 +4,6 @@
 #include <cmath>
 #include <memory>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "moecod/expert/decoder/aspp.hpp"
@@ -30,7 +29,8 @@ namespace moecod::expert {
 /// Loss: bce + lambda(progress) * uncertainty (loss/uncertainty_aware.hpp). In training the running statistics of the
 /// layers shared by the scales (f_i) move three times in a forward, once a scale.
 ///
-/// Shapes: image [n, 3, H, W], P_i [n, channels[i-1], H/2^(i+1), W/2^(i+1)] -> logits [n, 1, H, W]; no side outputs.
+/// Shapes: image [n, 3, H, W], P_i [n, channels[i-1], H/2^(i+1), W/2^(i+1)] -> logits [n, 1, H, W], four times P1's
+/// size; no side outputs.
 /// Synchronises: never by itself. Errors: c10::Error on other shapes, or without an encoder unless resampling.
 /// Source: Pang et al. 2022 (ZoomNet), arXiv 2203.02688; Pang et al. 2024 (ZoomNeXt), arXiv 2310.20208.
 class ZoomNet : public torch::nn::Module {
@@ -45,14 +45,6 @@ class ZoomNet : public torch::nn::Module {
   };
   using rows = moecod::rows::Images;
   using Output = decoder::Maps;
-
-  struct Input {
-    at::Tensor image;  ///< undefined when resampling
-    Levels levels;
-    const Encoder* encode = nullptr;
-
-    static constexpr auto members = std::make_tuple(&Input::image, &Input::levels);
-  };
 
   explicit ZoomNet(const Options& options) : options_(options) {
     decoder::check_options("ZoomNet", options.channels, options.width);
@@ -73,27 +65,25 @@ class ZoomNet : public torch::nn::Module {
   }
   ZoomNet() : ZoomNet(Options{}) {}
 
-  Input input(const Scene& scene) const {
-    Input in{.image = {}, .levels = Levels::of(scene), .encode = scene.encode};
-    if (!options_.resample) in.image = scene.image;
-    return in;
+  /// What of the scene is read: everything, or all but the pixels when resampling.
+  Scene input(const Scene& scene) const {
+    Scene read = scene;
+    if (options_.resample) read.image = at::Tensor();
+    return read;
   }
 
-  Output forward(const Input& input) {
-    const Pyramid& middle = input.levels.pyramid;
-    decoder::check_pyramid("ZoomNet", middle, options_.channels);
-    const Pyramid small = view(input, 0.5), large = view(input, 1.5);
+  Output forward(const Scene& scene) {
+    decoder::check_pyramid("ZoomNet", scene.pyramid, options_.channels);
+    const Pyramid small = view(scene, 0.5), large = view(scene, 1.5);
     at::Tensor z;
     for (std::size_t i = 4; i-- > 0;) {
-      at::Tensor merged = merge_[i]->forward(reduce(i, large[i]), reduce(i, middle[i]), reduce(i, small[i]));
+      at::Tensor merged = merge_[i]->forward(reduce(i, large[i]), reduce(i, scene.pyramid[i]), reduce(i, small[i]));
       if (z.defined()) merged = merged + layers::resize_like(z, merged);
       z = unit_[i]->forward(merged);
     }
     const at::Tensor half = up0_->forward(layers::scale(z, 2));
     const at::Tensor map = map_->forward(up1_->forward(layers::scale(half, 2)));
-    Output out;
-    out.logits = decoder::at_image_size(map, input.levels.height, input.levels.width);
-    return out;
+    return {.logits = loss::full_precision(map), .side = {}};
   }
 
   at::Tensor loss(const Output& output, const at::Tensor& target, double progress) const {
@@ -106,19 +96,19 @@ class ZoomNet : public torch::nn::Module {
   }
 
   /// The pyramid of the picture at `factor` times its size.
-  Pyramid view(const Input& input, double factor) const {
-    Pyramid out;
+  Pyramid view(const Scene& scene, double factor) const {
     if (options_.resample) {
       const auto side = [&](int64_t n) { return std::max<int64_t>(1, std::llround(factor * double(n))); };
-      for (const at::Tensor& x : input.levels.pyramid)
-        out.push_back(layers::resize(x, side(x.size(2)), side(x.size(3))));
+      Pyramid out;
+      for (const at::Tensor& x : scene.pyramid) out.push_back(layers::resize(x, side(x.size(2)), side(x.size(3))));
       return out;
     }
-    TORCH_CHECK(input.image.defined() && input.encode != nullptr,
+    TORCH_CHECK(scene.image.defined() && scene.encode != nullptr,
                 "ZoomNet: scene.image and scene.encode are needed for the other scales; set options.resample to do "
                 "without them");
     const auto side = [&](int64_t n) { return 32 * std::max<int64_t>(1, std::llround(factor * double(n) / 32)); };
-    out = (*input.encode)(layers::resize(input.image, side(input.levels.height), side(input.levels.width)));
+    const at::Tensor& image = scene.image;
+    Pyramid out = (*scene.encode)(layers::resize(image, side(image.size(2)), side(image.size(3))));
     decoder::check_pyramid("ZoomNet, scene.encode", out, options_.channels);
     return out;
   }

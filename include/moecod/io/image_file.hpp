@@ -90,14 +90,18 @@ inline std::vector<uint8_t> encode(const std::filesystem::path& path, const Imag
   use_one_opencv_thread();
   const cv::Mat view(static_cast<int>(image.height), static_cast<int>(image.width),
                      image.channels == 3 ? CV_8UC3 : CV_8UC1, const_cast<uint8_t*>(image.pixels.data()));
-  cv::Mat bgr = view;
-  if (image.channels == 3) cv::cvtColor(view, bgr, cv::COLOR_RGB2BGR);
+  cv::Mat stored;
+  if (image.channels == 3) {
+    cv::cvtColor(view, stored, cv::COLOR_RGB2BGR);
+  } else {
+    stored = view;
+  }
   std::vector<uint8_t> bytes;
   try {
     std::vector<int> settings;
     const std::string ending = path.extension().string();
     if (ending == ".jpg" || ending == ".jpeg") settings = {cv::IMWRITE_JPEG_QUALITY, 95};
-    if (cv::imencode(ending, bgr, bytes, settings)) return bytes;
+    if (cv::imencode(ending, stored, bytes, settings)) return bytes;
   } catch (const cv::Exception& error) {
     throw std::runtime_error("cannot encode image file " + path.string() + ": " + error.what());
   }

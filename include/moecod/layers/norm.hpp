@@ -18,7 +18,7 @@ namespace moecod::layers {
 /// Shapes: x [M, C] or [M, C, H, W]; weight, bias, running_mean, running_var [(n,) C], num_batches_tracked [(n)].
 /// Synchronises: never.
 template <class Layers = Single>
-class BatchNorm2d : public torch::nn::Module {
+class BatchNorm2d : public torch::nn::Module, public BatchStatistics {
  public:
   explicit BatchNorm2d(int64_t channels, Layers layers = {}, double momentum = 0.1, double eps = 1e-5)
       : momentum_(momentum), eps_(eps) {

@@ -80,4 +80,9 @@ struct Decays {
   virtual ~Decays() = default;
 };
 
+/// A layer with running statistics of batches; a stage of training may keep them fixed.
+struct BatchStatistics {
+  virtual ~BatchStatistics() = default;
+};
+
 }  // namespace moecod::layers

@@ -32,7 +32,8 @@ struct MixtureOutput : std::conditional_t<HasLoss, detail::WithAuxiliaryLoss, de
 ///
 ///     forward(x) = run(x, route(x))
 ///
-/// route() decides, and counts while the balancing policy is in training mode; run() executes a given decision, its
+/// route() decides, in training the way of training while the router is in training mode, and counts while the
+/// balancing policy is; run() executes a given decision, its
 /// own or any other, and moves nothing but the experts' batch statistics.
 ///
 /// x is a tree of tensors (core/tree.hpp) whose leaves share the leading dimension. With a router by image a row is
@@ -125,7 +126,7 @@ class Mixture : public torch::nn::Module {
     at::Tensor biased = logits, selection_bias;
     if constexpr (has_logit_bias<Balance>) biased = logits + balance->logit_bias();
     if constexpr (has_selection_bias<Balance>) selection_bias = balance->selection_bias();
-    Routing routing = Select::select(biased, selection_bias, is_training());
+    Routing routing = Select::select(biased, selection_bias, router->is_training());
     routing.logits = logits;
     if constexpr (counts_load<Balance>) {
       if (balance->is_training()) balance->count(routing);

@@ -18,10 +18,10 @@ namespace moecod::train {
 
 /// All that a run needs to go on as if it had not stopped.
 struct Checkpoint {
-  StateDict weights;                ///< the model, under the names that files use
-  io::Metadata about;               ///< goes into the weights file's header, for its readers
-  StateDict state;                  ///< optimizer, average, loss scale, generators
-  nlohmann::ordered_json progress;  ///< epoch, step, stage, options, place in the data
+  StateDict weights = {};                ///< the model, under the names that files use
+  io::Metadata about = {};               ///< goes into the weights file's header, for its readers
+  StateDict state = {};                  ///< optimizer, average, loss scale, generators
+  nlohmann::ordered_json progress = {};  ///< epoch, step, stage, options, place in the data
 };
 
 namespace detail {
@@ -67,6 +67,15 @@ struct CheckpointFiles {
     std::filesystem::rename(next, weights);
     return true;
   }
+
+  /// Removes the temporary files of saves that were killed.
+  void sweep() const {
+    const auto folder = resume.has_parent_path() ? resume.parent_path() : std::filesystem::path(".");
+    for (const auto& entry : std::filesystem::directory_iterator(folder))
+      for (const auto& file : {next, resume})
+        if (entry.path().filename().string().starts_with(file.filename().string() + ".tmp."))
+          std::filesystem::remove(entry.path());
+  }
 };
 
 }  // namespace detail
@@ -76,12 +85,19 @@ struct CheckpointFiles {
 /// A process that is killed, or a machine that stops, at any moment leaves the old pair or the new one. The steps are:
 /// the new weights to STEM.next.safetensors; the resume file, replaced in one step: from here on the new pair counts;
 /// the new weights renamed to their place. A save that ends before the last step is finished by whoever reads it.
-/// Synchronises: copies the tensors to the host. Errors: std::runtime_error naming the file; the old pair stays.
+/// One process saves under a stem at a time. Synchronises: copies the tensors to the host.
+/// Errors: std::runtime_error naming the file; the old pair stays.
 inline void save_checkpoint(const std::filesystem::path& stem, const Checkpoint& checkpoint) {
   const detail::CheckpointFiles files(stem);
-  // The weights of an unfinished save are about to be overwritten, and may be the only ones that fit.
-  if (std::filesystem::exists(files.next) && std::filesystem::exists(files.resume))
-    files.settle(files.record().at("weights"));
+  // The weights of an unfinished save are about to be overwritten, and may be the only ones that fit. A resume file
+  // that cannot be read has none.
+  if (std::filesystem::exists(files.next) && std::filesystem::exists(files.resume)) {
+    try {
+      files.settle(files.record().at("weights"));
+    } catch (const std::runtime_error&) {
+    }
+  }
+  files.sweep();
   io::write_state(files.next, checkpoint.weights, checkpoint.about);
   const nlohmann::ordered_json record{{"weights", detail::checksum(files.next)}, {"progress", checkpoint.progress}};
   io::write_state(files.resume, checkpoint.state, {{"moecod.resume", record.dump()}});

@@ -45,7 +45,7 @@ void add_flags(CLI::App& app, T& options) {
       CLI::Option* option = app.add_option(name, assign, std::string(help));
       option->type_name(expected_text<Value>(allowed))->default_str(option_text(value, allowed));
       if constexpr (std::same_as<Value, std::vector<std::string>>)
-        option->expected(1, CLI::detail::expected_max_vector_size);
+        option->expected(1, CLI::detail::expected_max_vector_size)->allow_extra_args();
     }
   });
 }

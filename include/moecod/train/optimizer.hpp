@@ -52,7 +52,7 @@ class AdamW {
   /// Errors: c10::Error for a group that mixes devices or dtypes.
   AdamW(std::vector<ParameterGroup> groups, const Options& options) : options_(options) {
     for (ParameterGroup& group : groups) {
-      Moments m{.group = std::move(group), .first = {}, .second = {}, .steps = {}};
+      Moments m{.group = std::move(group)};
       for (std::size_t i = 0; i < m.group.parameters.size(); ++i) {
         const at::Tensor& parameter = m.group.parameters[i];
         TORCH_CHECK(parameter.options().type_equal(m.group.parameters.front().options()) &&
@@ -77,7 +77,7 @@ class AdamW {
     const at::NoGradGuard no_grad;
     for (Moments& m : groups_) {
       if (found_inf) {
-        at::_foreach_add_(m.steps, 1 - found_inf->view({}));
+        at::_foreach_add_(m.steps, 1 - found_inf->squeeze());
       } else {
         at::_foreach_add_(m.steps, 1);
       }
@@ -123,7 +123,7 @@ class AdamW {
  private:
   struct Moments {
     ParameterGroup group;
-    std::vector<at::Tensor> first, second, steps;
+    std::vector<at::Tensor> first = {}, second = {}, steps = {};
   };
 
   static std::vector<at::Tensor> gradients_of(const ParameterGroup& group) {

@@ -18,8 +18,8 @@ namespace moecod::train {
 struct ParameterGroup {
   double rate_factor = 1;  ///< multiplies the scheduled learning rate
   bool decays = false;     ///< subject to weight decay
-  std::vector<std::string> names;
-  std::vector<at::Tensor> parameters;
+  std::vector<std::string> names = {};
+  std::vector<at::Tensor> parameters = {};
 };
 
 /// The learning rate of everything at or below `prefix` ("router", "backbone.stages.0") is multiplied by `factor`.

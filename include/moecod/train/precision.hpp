@@ -69,7 +69,7 @@ class LossScale {
     growth_ = at::zeros({1}, floats.dtype(at::kInt));
   }
 
-  at::Tensor apply(const at::Tensor& loss) const { return dynamic_ ? loss * scale_.view({}) : loss; }
+  at::Tensor apply(const at::Tensor& loss) const { return dynamic_ ? loss * scale_.squeeze() : loss; }
 
   /// Divides the gradients by the scale, in place. Returns 1 if any is infinite or not a number, else 0.
   at::Tensor unscale(const std::vector<at::Tensor>& gradients) const {

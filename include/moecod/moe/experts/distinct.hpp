@@ -50,7 +50,7 @@ class Distinct : public torch::nn::Module {
   auto visit(const X& x, F&& f) {
     int64_t e = 0;
     auto one = [&]<class Expert>(const std::shared_ptr<Expert>& expert) {
-      return f(e++, experts::input_of<Expert>(x),
+      return f(e++, experts::input_of(*expert, x),
                [&](const auto& in) { return experts::run(*expert, in, recompute); });
     };
     return boost::hana::unpack(experts_, [&](const auto&... expert) { return parts<X>{one(expert)...}; });
@@ -64,11 +64,11 @@ class Distinct : public torch::nn::Module {
   /// The parameters that have no gradient in a step in which expert e has no rows.
   std::vector<at::Tensor> parameters_of(int64_t e) const { return children()[e]->parameters(); }
 
-  /// Calls f(expert, part) for each expert with its part of an output.
+  /// Calls f(e, expert, part) for each expert with its part of an output.
   template <class Parts, class F>
   void for_each(Parts&& all, F&& f) {
     [&]<std::size_t... I>(std::index_sequence<I...>) {
-      (f(*experts_[boost::hana::size_c<I>], std::get<I>(all)), ...);
+      (f(static_cast<int64_t>(I), *experts_[boost::hana::size_c<I>], std::get<I>(all)), ...);
     }(std::index_sequence_for<Experts...>{});
   }
 

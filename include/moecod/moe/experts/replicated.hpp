@@ -63,7 +63,7 @@ class Replicated : public torch::nn::Module {
   auto visit(const X& x, F&& f) {
     std::vector<parts<X>> out;
     for (int64_t e = 0; e < N; ++e)
-      out.push_back(f(e, experts::input_of<Expert>(x),
+      out.push_back(f(e, experts::input_of(*experts_[e], x),
                       [&](const auto& in) { return experts::run(*experts_[e], in, recompute); }));
     return out;
   }
@@ -118,7 +118,7 @@ class Replicated<Expert, N> : public torch::nn::Module, public StackedStorage {
   auto visit(const X& x, F&& f) {
     std::vector<parts<X>> out;
     for (int64_t e = 0; e < N; ++e)
-      out.push_back(f(e, experts::input_of<Expert>(x),
+      out.push_back(f(e, experts::input_of(*stack_, x),
                       [&](const auto& in) { return experts::run(*stack_, in, recompute, Group::one(e)); }));
     return out;
   }
@@ -135,8 +135,8 @@ class Replicated<Expert, N> : public torch::nn::Module, public StackedStorage {
   }
 
   template <class X>
-  static decltype(auto) input(const X& x) {
-    return experts::input_of<Expert>(x);
+  decltype(auto) input(const X& x) const {
+    return experts::input_of(*stack_, x);
   }
 
   /// None: a stacked parameter gets its gradient whole, with zeros for the experts without rows.

@@ -18,18 +18,20 @@ struct Part {
   bool empty() const { return rows.numel() == 0; }
 };
 
-/// What an expert reads of the mixture's input: all of it, or what its static function `input` names.
+/// What an expert reads of the mixture's input: all of it, or what its member `input(x)` names. Only the leaves of
+/// that tree are gathered.
 template <class Expert, class X>
-decltype(auto) input_of(const X& x) {
-  if constexpr (requires { Expert::input(x); }) {
-    return Expert::input(x);
+decltype(auto) input_of(const Expert& expert, const X& x) {
+  if constexpr (requires { expert.input(x); }) {
+    return expert.input(x);
   } else {
     return (x);
   }
 }
 
 template <class Expert, class X>
-using input_t = std::remove_cvref_t<decltype(input_of<Expert>(std::declval<const X&>()))>;
+using input_t =
+    std::remove_cvref_t<decltype(input_of(std::declval<const Expert&>(), std::declval<const X&>()))>;
 
 template <class Expert, class X>
 using output_t = std::remove_cvref_t<decltype(std::declval<Expert&>().forward(std::declval<const input_t<Expert, X>&>()))>;

@@ -1,0 +1,116 @@
+#pragma once
+#include <ATen/ops/log_softmax.h>
+#include <ATen/ops/softmax.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+#include <torch/nn/module.h>
+
+#include <limits>
+#include <vector>
+
+#include "moecod/loss/structure.hpp"
+#include "moecod/train/stage.hpp"
+
+namespace moecod::train {
+
+/// The experts' own losses on a batch: own [N, E], zero where an expert did not see the picture; seen [N, E], 0 or 1.
+struct OwnLosses {
+  at::Tensor own, seen;
+};
+
+/// Asks each expert for its loss on the pictures it saw: expert.loss(output, target, progress) -> [m].
+/// target [N, 1, H, W] in [0, 1]; progress in [0, 1]. Synchronises: never.
+template <class Experts, class Parts>
+OwnLosses own_losses(Experts& experts, Parts& parts, const at::Tensor& target, double progress) {
+  std::vector<at::Tensor> own, seen;
+  const auto options = target.options().dtype(at::kFloat);
+  experts.for_each(parts, [&](int64_t, auto& expert, auto& part) {
+    at::Tensor losses = at::zeros({target.size(0)}, options), saw = at::zeros({target.size(0)}, options);
+    if (!part.empty()) {
+      const at::Tensor mine = expert.loss(part.output, target.index_select(0, part.rows), progress);
+      losses = losses.index_copy(0, part.rows, mine.to(at::kFloat));
+      saw.index_fill_(0, part.rows, 1);
+    }
+    own.push_back(losses);
+    seen.push_back(saw);
+  });
+  return {at::stack(own, 1), at::stack(seen, 1)};
+}
+
+/// How well each expert does on a picture, compared with the others and with itself. Keeps the running means.
+///
+/// Buffers: mean [E], spread [] float32, changed in place; saved with the trainer's state. Synchronises: never.
+class Responsibility : public torch::nn::Module {
+ public:
+  explicit Responsibility(int64_t experts) {
+    mean_ = register_buffer("mean", at::zeros({experts}));
+    spread_ = register_buffer("spread", at::zeros({}));
+    seen_ = register_buffer("seen", at::zeros({experts}));
+  }
+
+  /// Moves the running values by a batch: an exponential average of decay 0.95, unbiased at the start.
+  void observe(const OwnLosses& losses) {
+    torch::NoGradGuard no_grad;
+    const at::Tensor count = losses.seen.sum(0);
+    const at::Tensor here = (losses.own.detach() * losses.seen).sum(0) / count.clamp_min(1);
+    const at::Tensor any = count.gt(0).to(at::kFloat);
+    seen_.mul_(1 - 0.05 * any).add_(0.05 * any);
+    mean_.copy_(mean_ + any * 0.05 / seen_.clamp_min(1e-6) * (here - mean_));
+    const at::Tensor centred = centre(losses, 0.5);
+    const at::Tensor deviation =
+        ((centred.square() * losses.seen).sum() / losses.seen.sum().clamp_min(1)).sqrt();
+    spread_.copy_(at::where(spread_.gt(0), spread_ * 0.95 + deviation * 0.05, deviation));
+  }
+
+  /// softmax over the experts that saw a picture of -(centred loss) / (spread * temperature): [N, E], rows sum to 1.
+  at::Tensor operator()(const OwnLosses& losses, const Objective& objective) const {
+    torch::NoGradGuard no_grad;
+    const at::Tensor d = centre(losses, objective.handicap) / (spread_.clamp_min(1e-6) * objective.temperature);
+    const at::Tensor minus_infinity = at::full({}, -std::numeric_limits<float>::infinity(), d.options());
+    return at::softmax(at::where(losses.seen.gt(0), -d, minus_infinity), 1);
+  }
+
+ private:
+  at::Tensor centre(const OwnLosses& losses, double handicap) const {
+    const at::Tensor d = losses.own.detach() - handicap * mean_;
+    const at::Tensor image = (d * losses.seen).sum(1, true) / losses.seen.sum(1, true).clamp_min(1);
+    return d - image;
+  }
+
+  at::Tensor mean_, spread_, seen_;
+};
+
+/// The loss of a batch under a stage's objective. `share` is the part of the optimizer step that this batch makes up
+/// (1 / accumulation steps), `progress` the part of the stage that is done.
+///
+/// Shapes: y [N, 1, H, W] logits, target alike; returns []. Synchronises: never.
+template <class Output>
+at::Tensor total_loss(const Objective& objective, const Output& out, const OwnLosses& losses,
+                      Responsibility& responsibility, const at::Tensor& target, double progress, double share) {
+  at::Tensor total = at::zeros({}, losses.own.options());
+  const bool responsible = progress >= objective.from;
+  at::Tensor r;
+  if (objective.router > 0 || responsible) {
+    responsibility.observe(losses);
+    r = responsibility(losses, objective);
+  }
+  if (objective.own > 0) {
+    const at::Tensor experts = losses.seen.sum(1, /*keepdim=*/true);
+    at::Tensor weight = losses.seen;
+    if (responsible) weight = r * ((1 - objective.floor) * experts) + losses.seen * objective.floor;
+    total = total + objective.own * (weight * losses.own).sum() / losses.seen.sum();
+  }
+  if (objective.mixture > 0)
+    total = total + objective.mixture * loss::structure(out.y, target, loss::StructureForm::weighted_bce).mean();
+  if (objective.router > 0) {
+    TORCH_CHECK(out.routing.logits.defined(), "Objective: router > 0 needs a routed stage, this one has no logits");
+    total = total - objective.router * (r * at::log_softmax(out.routing.logits, 1)).sum(1).mean();
+  }
+  if constexpr (requires { out.auxiliary_loss; }) {
+    if (out.routing.logits.defined()) total = total + out.auxiliary_loss;
+  }
+  return total * share;
+}
+
+}  // namespace moecod::train

@@ -1,0 +1,75 @@
+#pragma once
+#include <ATen/ops/cat.h>
+#include <torch/nn/module.h>
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "moecod/data/loader.hpp"
+#include "moecod/model/answers.hpp"
+#include "moecod/moe/monitor.hpp"
+#include "moecod/train/batch.hpp"
+
+namespace moecod::train {
+
+/// Intersection over union of each picture at the threshold 0.5 of the probability; 0 where both are empty, as in
+/// PySODMetrics. logits and masks [N, 1, H, W] -> [N] float32. Synchronises: never.
+inline at::Tensor image_iou(const at::Tensor& logits, const at::Tensor& masks) {
+  const at::Tensor p = logits.gt(0), m = masks.gt(0.5);
+  const at::Tensor both = p.logical_and(m).flatten(1).sum(1).to(at::kFloat);
+  const at::Tensor any = p.logical_or(m).flatten(1).sum(1).to(at::kFloat);
+  return both / any.clamp_min(1);
+}
+
+/// A model's score on a validation set.
+struct Validation {
+  std::vector<double> experts;      ///< [E] mean IoU of each expert alone
+  double ensemble = 0;              ///< mean IoU of the routed mixture
+  double uniform = 0;               ///< mean IoU of the mean of all experts
+  Monitor::Report routing;
+
+  int64_t best_expert() const {
+    return std::max_element(experts.begin(), experts.end()) - experts.begin();
+  }
+};
+
+/// Scores every expert and the mixture, in eval mode and without gradients; modes are put back as they were.
+/// Synchronises. Errors: what the loader throws.
+template <class Model, data::source Source>
+Validation validate(Model& model, data::Loader<Source>& loader, at::Device device) {
+  std::vector<std::pair<torch::nn::Module*, bool>> modes;
+  model.apply([&](torch::nn::Module& module) { modes.emplace_back(&module, module.is_training()); });
+  model.eval();
+  Monitor monitor;
+  std::vector<at::Tensor> rows;
+  loader.start(0);
+  while (auto batch = loader.next()) {
+    const DeviceBatch data = to_device(std::move(*batch), device);
+    const Answers answers = ask_all(model, data.images);
+    std::vector<at::Tensor> columns;
+    std::vector<int64_t> everyone;
+    for (std::size_t e = 0; e < answers.experts.size(); ++e) {
+      columns.push_back(image_iou(answers.experts[e], data.masks));
+      everyone.push_back(int64_t(e));
+    }
+    columns.push_back(image_iou(answers.routed(), data.masks));
+    columns.push_back(image_iou(answers.mean(everyone), data.masks));
+    rows.push_back(at::stack(columns, 1));
+    const bool labelled = std::all_of(data.regimes.begin(), data.regimes.end(), [](int64_t r) { return r >= 0; });
+    monitor.observe(answers.routing, labelled ? data.regimes : std::vector<int64_t>{});
+  }
+  // modules() lists parents before children, so that each ends in its own mode.
+  for (const auto& [module, training] : modes) module->train(training);
+  TORCH_CHECK(!rows.empty(), "validate: the validation set gave no picture");
+  const at::Tensor mean = at::cat(rows).mean(0).to(at::kCPU, at::kDouble);
+  Validation out;
+  const double* value = mean.template const_data_ptr<double>();
+  out.experts.assign(value, value + Model::num_experts);
+  out.ensemble = value[Model::num_experts];
+  out.uniform = value[Model::num_experts + 1];
+  out.routing = monitor.report();
+  return out;
+}
+
+}  // namespace moecod::train

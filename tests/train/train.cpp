@@ -1,0 +1,752 @@
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <torch/nn/modules/conv.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/nn/modules/normalization.h>
+#include <torch/nn/utils/clip_grad.h>
+#include <torch/optim/adamw.h>
+#include <torch/utils.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <map>
+#include <memory>
+#include <optional>
+#include <random>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <tuple>
+#include <vector>
+
+#include "moecod/layers/conv.hpp"
+#include "moecod/layers/linear.hpp"
+#include "moecod/layers/norm.hpp"
+#include "moecod/train/checkpoint.hpp"
+#include "moecod/train/clip.hpp"
+#include "moecod/train/ema.hpp"
+#include "moecod/train/flags.hpp"
+#include "moecod/train/metrics_log.hpp"
+#include "moecod/train/optimizer.hpp"
+#include "moecod/train/parameter_groups.hpp"
+#include "moecod/train/precision.hpp"
+#include "moecod/train/progress.hpp"
+#include "moecod/train/rng.hpp"
+#include "moecod/train/schedule.hpp"
+
+namespace {
+
+using namespace moecod;
+using namespace moecod::train;
+namespace fs = std::filesystem;
+
+template <class F>
+std::string error_of(F&& f) {
+  try {
+    f();
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+  return "";
+}
+
+struct Folder : testing::Test {
+  Folder() {
+    const auto* test = testing::UnitTest::GetInstance()->current_test_info();
+    path = fs::temp_directory_path() /
+           ("moecod_" + std::string(test->test_suite_name()) + "_" + test->name() + "_" + std::to_string(::getpid()));
+    fs::remove_all(path);
+    fs::create_directories(path);
+  }
+  ~Folder() override { fs::remove_all(path); }
+  fs::path path;
+};
+
+std::string text_of(const fs::path& path) {
+  std::ostringstream text;
+  text << std::ifstream(path, std::ios::binary).rdbuf();
+  return text.str();
+}
+
+// ------------------------------------------------------------------------------------------------------ flags.hpp
+
+struct Settings {
+  double rate = 1e-3;
+  int64_t epochs = 40;
+  bool amp = true;
+  std::string name = "run";
+  std::vector<std::string> folders{"a", "b"};
+  std::optional<std::string> resume;
+  Schedule::Shape shape = Schedule::Shape::Cosine;
+  AdamW::Options adam;
+  static constexpr auto options = std::make_tuple(
+      option(&Settings::rate, "lr", "peak rate", above(0)), option(&Settings::epochs, "epochs", "epochs", at_least(1)),
+      option(&Settings::amp, "amp", "mixed precision"), option(&Settings::name, "name", "name"),
+      option(&Settings::folders, "data-root", "folders"), option(&Settings::resume, "resume-from", "checkpoint"),
+      option(&Settings::shape, "scheduler", "shape", Schedule::shapes), nested(&Settings::adam));
+};
+
+Settings parsed(const std::string& line) {
+  Settings settings;
+  CLI::App app;
+  add_flags(app, settings);
+  app.parse(line);
+  return settings;
+}
+
+TEST(Flags, SetEveryKindOfMember) {
+  const Settings s = parsed("--lr 2e-4 --epochs 3 --no-amp --name x --data-root c d e --resume-from last "
+                            "--scheduler cosine_restart --weight-decay 0.5");
+  EXPECT_EQ(s.rate, 2e-4);
+  EXPECT_EQ(s.epochs, 3);
+  EXPECT_FALSE(s.amp);
+  EXPECT_EQ(s.name, "x");
+  EXPECT_EQ(s.folders, (std::vector<std::string>{"c", "d", "e"}));
+  EXPECT_EQ(s.resume, "last");
+  EXPECT_EQ(s.shape, Schedule::Shape::CosineRestart);
+  EXPECT_EQ(s.adam.weight_decay, 0.5);
+  EXPECT_EQ(options_to_json(parsed("")), options_to_json(Settings{}));
+}
+
+TEST(Flags, ErrorsNameFlagExpectedAndGiven) {
+  EXPECT_EQ(error_of([] { parsed("--lr 0"); }), "--lr: expected a number > 0, got 0");
+  EXPECT_EQ(error_of([] { parsed("--epochs 2.5"); }), "--epochs: expected an integer >= 1, got 2.5");
+  EXPECT_EQ(error_of([] { parsed("--scheduler step"); }),
+            "--scheduler: expected one of none, cosine, onecycle, cosine_restart, got step");
+  EXPECT_NE(error_of([] { parsed("--beta1 1.5"); }).find("--beta1: expected a number in [0, 1]"), std::string::npos);
+  EXPECT_NE(error_of([] { parsed("--epoch 3"); }).find("--epoch"), std::string::npos);
+}
+
+TEST(Flags, HelpShowsDefaultsAndWhatIsAccepted) {
+  Settings settings;
+  CLI::App app;
+  add_flags(app, settings);
+  const std::string help = app.help();
+  for (const char* part : {"--lr", "a number > 0", "0.001", "--no-amp", "default: on", "one of none, cosine", "a b"})
+    EXPECT_NE(help.find(part), std::string::npos) << part << " is not in\n" << help;
+}
+
+TEST(Flags, JsonRoundTrips) {
+  const Settings before = parsed("--lr 0.1 --no-amp --resume-from x --scheduler none --beta2 0.5 --data-root z");
+  Settings after;
+  options_from_json(nlohmann::json::parse(options_to_json(before).dump()), after);
+  EXPECT_EQ(options_to_json(after), options_to_json(before));
+  EXPECT_EQ(options_to_json(before)["scheduler"], "none");
+  EXPECT_TRUE(options_to_json(Settings{})["resume-from"].is_null());
+  options_from_json({{"resume-from", nullptr}}, after);
+  EXPECT_FALSE(after.resume.has_value());
+  EXPECT_EQ(after.rate, 0.1);
+}
+
+TEST(Flags, JsonErrorsChangeNothing) {
+  Settings s;
+  EXPECT_EQ(error_of([&] { options_from_json({{"lr", 0.5}, {"zeta", 1}, {"alpha", 2}}, s); }),
+            "options: unknown keys: alpha, zeta");
+  EXPECT_EQ(error_of([&] { options_from_json({{"lr", 0.5}, {"epochs", 1.5}}, s); }),
+            "--epochs: expected an integer >= 1, got 1.5");
+  EXPECT_NE(error_of([&] { options_from_json({{"lr", "fast"}}, s); }).find("got \"fast\""), std::string::npos);
+  EXPECT_NE(error_of([&] { options_from_json(nlohmann::json::array(), s); }), "");
+  EXPECT_EQ(s.rate, 1e-3);
+}
+
+// ------------------------------------------------------------------------------------------- parameter_groups.hpp
+
+struct Gate : torch::nn::Module {
+  Gate() { register_parameter("weight", at::ones({2, 2})); }
+};
+
+struct Mixed : torch::nn::Module {
+  Mixed() {
+    register_module("conv", std::make_shared<layers::Conv2d<>>(layers::Conv2dOptions::square(1, 1, 3)));
+    register_module("stack", std::make_shared<layers::Linear<layers::Stacked>>(2, 2, true, layers::Stacked{3}));
+    register_module("norm", std::make_shared<layers::BatchNorm2d<layers::Stacked>>(2, layers::Stacked{3}));
+    register_module("router", torch::nn::Linear(2, 2));
+    register_module("router2", std::make_shared<Gate>());
+    register_module("frozen", torch::nn::Conv2d(1, 1, 1));
+    for (at::Tensor& parameter : (*named_children().find("frozen"))->parameters()) parameter.set_requires_grad(false);
+  }
+};
+
+std::map<std::string, std::pair<double, bool>> treatment(const std::vector<ParameterGroup>& groups) {
+  std::map<std::string, std::pair<double, bool>> out;
+  for (const ParameterGroup& group : groups)
+    for (const std::string& name : group.names) out[name] = {group.rate_factor, group.decays};
+  return out;
+}
+
+TEST(ParameterGroups, DecayFollowsTheLayersKindAndFactorsThePrefix) {
+  const auto groups = parameter_groups(Mixed(), {{"router", 0.01}, {"stack", 2}, {"stack.bias", 3}});
+  const std::map<std::string, std::pair<double, bool>> expected{
+      {"conv.weight", {1, true}},      {"conv.bias", {1, false}},   {"stack.weight", {2, true}},
+      {"stack.bias", {3, false}},      {"norm.weight", {1, false}}, {"norm.bias", {1, false}},
+      {"router.weight", {0.01, true}}, {"router.bias", {0.01, false}}, {"router2.weight", {1, false}}};
+  EXPECT_EQ(treatment(groups), expected);
+  for (const ParameterGroup& group : groups) EXPECT_EQ(group.names.size(), group.parameters.size());
+}
+
+TEST(ParameterGroups, AMisspeltPrefixIsAnErrorAFrozenOneIsNot) {
+  EXPECT_NE(error_of([] { parameter_groups(Mixed(), {{"rooter", 0.1}}); }).find("rooter"), std::string::npos);
+  EXPECT_NO_THROW(parameter_groups(Mixed(), {{"frozen", 0.1}}));
+}
+
+// -------------------------------------------------------------------------------------------------- optimizer.hpp
+
+struct Pair : torch::nn::Module {
+  explicit Pair(at::ScalarType dtype) {
+    torch::manual_seed(5);
+    a = register_module("a", torch::nn::Linear(3, 2));
+    to(dtype);
+  }
+  torch::nn::Linear a{nullptr};
+};
+
+/// Gradients of step t, from a generator of their own.
+std::vector<at::Tensor> drawn_gradients(const std::vector<at::Tensor>& parameters, int64_t t) {
+  std::vector<at::Tensor> out;
+  torch::manual_seed(100 + t);
+  for (const at::Tensor& parameter : parameters)
+    out.push_back(at::randn(parameter.sizes(), at::kDouble).to(parameter.scalar_type()));
+  return out;
+}
+
+class AdamWAgainstFormula : public testing::TestWithParam<at::ScalarType> {};
+
+TEST_P(AdamWAgainstFormula, InFloat64) {
+  Pair module(GetParam());
+  const AdamW::Options options{.beta1 = 0.8, .beta2 = 0.95, .eps = 1e-6, .weight_decay = 0.1};
+  AdamW optimizer(parameter_groups(module, {{"a.bias", 0.5}}), options);
+  const auto parameters = module.parameters();
+  std::vector<at::Tensor> w, m, v;
+  for (const at::Tensor& parameter : parameters) {
+    w.push_back(parameter.detach().to(at::kDouble, false, true));
+    m.push_back(at::zeros_like(w.back()));
+    v.push_back(at::zeros_like(w.back()));
+  }
+  for (int64_t t = 1; t <= 20; ++t) {
+    const double rate = 0.01 * static_cast<double>(t);
+    const auto gradients = drawn_gradients(parameters, t);
+    optimizer.zero_grad();
+    for (std::size_t i = 0; i < w.size(); ++i) {
+      parameters[i].mutable_grad().copy_(gradients[i]);
+      const at::Tensor g = gradients[i].to(at::kDouble);
+      const bool is_bias = w[i].dim() == 1;
+      const double r = rate * (is_bias ? 0.5 : 1.0), decay = is_bias ? 0.0 : 0.1;
+      w[i] = w[i] - r * decay * w[i];
+      m[i] = 0.8 * m[i] + 0.2 * g;
+      v[i] = 0.95 * v[i] + 0.05 * g * g;
+      const at::Tensor root = (v[i] / (1 - std::pow(0.95, t))).sqrt() + 1e-6;
+      w[i] = w[i] - r * (m[i] / (1 - std::pow(0.8, t))) / root;
+    }
+    optimizer.step(rate);
+  }
+  const double tolerance = GetParam() == at::kDouble ? 1e-12 : 1e-5;
+  for (std::size_t i = 0; i < w.size(); ++i)
+    EXPECT_LT((parameters[i].detach().to(at::kDouble) - w[i]).abs().max().item<double>(), tolerance);
+}
+INSTANTIATE_TEST_SUITE_P(Types, AdamWAgainstFormula, testing::Values(at::kFloat, at::kDouble));
+
+TEST(AdamW, AgreesWithLibTorchsOwn) {
+  Pair ours(at::kDouble), theirs(at::kDouble);
+  AdamW optimizer(parameter_groups(ours), {.weight_decay = 0});
+  torch::optim::AdamW reference(theirs.parameters(), torch::optim::AdamWOptions(0.02).weight_decay(0));
+  for (int64_t t = 1; t <= 10; ++t) {
+    const auto gradients = drawn_gradients(ours.parameters(), t);
+    for (std::size_t i = 0; i < gradients.size(); ++i) {
+      ours.parameters()[i].mutable_grad() = gradients[i].clone();
+      theirs.parameters()[i].mutable_grad() = gradients[i].clone();
+    }
+    optimizer.step(0.02);
+    reference.step();
+  }
+  for (std::size_t i = 0; i < ours.parameters().size(); ++i)
+    EXPECT_TRUE(at::allclose(ours.parameters()[i], theirs.parameters()[i], 1e-12, 1e-14));
+}
+
+TEST(AdamW, FoundInfSkipsTheStepAndGradScaleDivides) {
+  Pair module(at::kFloat), scaled(at::kFloat);
+  AdamW a(parameter_groups(module), {}), b(parameter_groups(scaled), {});
+  const auto set = [](Pair& target, int64_t t, double factor) {
+    const auto gradients = drawn_gradients(target.parameters(), t);
+    for (std::size_t i = 0; i < gradients.size(); ++i)
+      target.parameters()[i].mutable_grad() = gradients[i] * factor;
+  };
+  set(module, 1, 1);
+  a.step(0.1);
+  set(module, 2, 1);
+  a.step(0.1);
+  set(scaled, 1, 8);
+  b.step(0.1, at::zeros({1}), at::full({1}, 8.0));
+  set(scaled, 7, std::numeric_limits<double>::infinity());
+  b.step(0.1, at::ones({1}));
+  set(scaled, 2, 1);
+  b.step(0.1, at::zeros({1}));
+  for (std::size_t i = 0; i < 2; ++i)
+    EXPECT_TRUE(at::allclose(module.parameters()[i], scaled.parameters()[i], 1e-6, 1e-7));
+  for (const auto& [name, tensor] : b.state()) {
+    if (name.starts_with("step.")) {
+      EXPECT_EQ(tensor.item<float>(), 2) << name;
+    }
+    EXPECT_TRUE(tensor.isfinite().all().item<bool>()) << name;
+  }
+}
+
+TEST(AdamW, AMissingGradientIsAZeroGradient) {
+  Pair missing(at::kFloat), zero(at::kFloat);
+  AdamW a(parameter_groups(missing), {.weight_decay = 0.1}), b(parameter_groups(zero), {.weight_decay = 0.1});
+  for (int64_t t = 1; t <= 3; ++t) {
+    for (const at::Tensor& parameter : missing.parameters()) parameter.mutable_grad() = at::Tensor();
+    b.zero_grad();
+    for (Pair* module : {&missing, &zero}) module->a->bias.mutable_grad() = at::ones({2});
+    a.step(0.1);
+    b.step(0.1);
+  }
+  EXPECT_TRUE(at::equal(missing.a->weight, zero.a->weight));
+  EXPECT_TRUE(at::equal(missing.a->bias, zero.a->bias));
+  EXPECT_FALSE(at::equal(missing.a->weight, Pair(at::kFloat).a->weight));  // it decays
+}
+
+TEST(AdamW, AStateOfOtherParametersIsRefused) {
+  Pair module(at::kFloat);
+  AdamW all(parameter_groups(module), {});
+  const StateDict state = all.state();
+  module.a->bias.set_requires_grad(false);
+  AdamW part(parameter_groups(module), {});
+  EXPECT_NE(error_of([&] { part.load_state(state); }).find("a.bias"), std::string::npos);
+  EXPECT_NE(error_of([&] { all.load_state(part.state()); }).find("a.bias"), std::string::npos);
+}
+
+// ---------------------------------------------------------------------------------------- clip.hpp, precision.hpp
+
+TEST(Clip, NormAgreesWithLibTorchAndSmallGradientsStay) {
+  for (const double limit : {0.5, 1e6}) {
+    Pair ours(at::kFloat), theirs(at::kFloat);
+    std::vector<at::Tensor> gradients;
+    for (std::size_t i = 0; i < 2; ++i) {
+      const at::Tensor g = drawn_gradients(ours.parameters(), 1)[i];
+      gradients.push_back(g.clone());
+      theirs.parameters()[i].mutable_grad() = g;
+    }
+    const double norm = torch::nn::utils::clip_grad_norm_(theirs.parameters(), limit);
+    EXPECT_NEAR(clip_norm(gradients, limit).item<double>(), norm, 1e-5);
+    for (std::size_t i = 0; i < 2; ++i)
+      EXPECT_TRUE(at::allclose(gradients[i], theirs.parameters()[i].grad(), 1e-6, 1e-7));
+  }
+  EXPECT_THROW(clip_norm({}, 1), c10::Error);
+  EXPECT_THROW(clip_norm({at::ones({1})}, 0), c10::Error);
+}
+
+TEST(Clip, ValuesStayWithinTheLimit) {
+  const std::vector<at::Tensor> gradients{at::tensor({-3.0, -0.5, 0.25, 9.0})};
+  clip_value(gradients, 0.5);
+  EXPECT_TRUE(at::equal(gradients[0], at::tensor({-0.5, -0.5, 0.25, 0.5})));
+}
+
+TEST(LossScale, FindsWhatIsNotFiniteInEveryPrecision) {
+  for (const Precision precision : {Precision::Float32, Precision::Float16}) {
+    const LossScale scale(at::kCPU, precision);
+    const auto found = [&](double value) {
+      return scale.unscale({at::ones({3}), at::full({2, 2}, value)}).item<float>();
+    };
+    EXPECT_EQ(found(1), 0);
+    EXPECT_EQ(found(std::numeric_limits<double>::infinity()), 1);
+    EXPECT_EQ(found(std::numeric_limits<double>::quiet_NaN()), 1);
+  }
+}
+
+TEST(LossScale, HalvesOnABadStepAndDoublesAfterGoodOnes) {
+  LossScale scale(at::kCPU, Precision::Float16, {.initial = 16, .growth_interval = 2});
+  EXPECT_EQ(scale.apply(at::full({}, 2.0)).item<float>(), 32);
+  const std::vector<at::Tensor> gradients{at::full({2}, 32.0)};
+  const at::Tensor good = scale.unscale(gradients);
+  EXPECT_TRUE(at::equal(gradients[0], at::full({2}, 2.0)));
+  const at::Tensor bad = at::ones({1});
+  std::vector<float> seen;
+  for (const at::Tensor& step : {bad, good, good, good, bad}) {
+    scale.update(step);
+    seen.push_back(scale.scale().item<float>());
+  }
+  EXPECT_EQ(seen, (std::vector<float>{8, 8, 16, 16, 8}));
+  LossScale other(at::kCPU, Precision::Float16);
+  other.load_state(scale.state());
+  EXPECT_EQ(other.scale().item<float>(), 8);
+  LossScale none(at::kCPU, Precision::BFloat16);
+  none.update(bad);
+  EXPECT_EQ(none.apply(at::full({}, 2.0)).item<float>(), 2);
+  EXPECT_EQ(none.scale().item<float>(), 1);
+}
+
+TEST(Autocast, HoldsForItsScopeOnly) {
+  const at::Tensor x = at::ones({2, 2});
+  {
+    const Autocast outer(at::kCPU, Precision::BFloat16);
+    EXPECT_EQ(at::matmul(x, x).scalar_type(), at::kBFloat16);
+    const Autocast inner(at::kCPU, Precision::Float32);
+    EXPECT_EQ(at::matmul(x, x).scalar_type(), at::kFloat);
+  }
+  EXPECT_EQ(at::matmul(x, x).scalar_type(), at::kFloat);
+  EXPECT_EQ(default_precision(at::kCPU, true), Precision::Float32);
+}
+
+TEST(Autocast, KeepsNoCastOfAParameterPastItsScope) {
+  at::Tensor w = at::ones({2, 2}).set_requires_grad(true);
+  const auto product = [&] {
+    const Autocast autocast(at::kCPU, Precision::BFloat16);
+    return at::matmul(at::ones({2, 2}), w)[0][0].item<float>();
+  };
+  EXPECT_EQ(product(), 2);
+  {
+    const torch::NoGradGuard no_grad;
+    w.fill_(3);
+  }
+  EXPECT_EQ(product(), 6);
+}
+
+// --------------------------------------------------------------------------------------------------- schedule.hpp
+
+constexpr auto every_shape = {Schedule::Shape::None, Schedule::Shape::Cosine, Schedule::Shape::OneCycle,
+                              Schedule::Shape::CosineRestart};
+
+TEST(Schedule, StaysBetweenFloorAndPeakAndReachesThem) {
+  for (const auto shape : every_shape) {
+    for (const int64_t warmup : {0, 7}) {
+      const Schedule rate{.shape = shape, .peak = 1, .floor = 0.01, .warmup_steps = warmup, .total_steps = 100};
+      double highest = 0;
+      for (int64_t s = 0; s < 100; ++s) {
+        EXPECT_GE(rate(s), 0.01);
+        EXPECT_LE(rate(s), 1);
+        highest = std::max(highest, rate(s));
+      }
+      EXPECT_DOUBLE_EQ(highest, 1);
+      EXPECT_DOUBLE_EQ(rate(99), shape == Schedule::Shape::None ? 1 : 0.01);
+      EXPECT_DOUBLE_EQ(rate(5000), rate(99));
+      for (int64_t s = 1; s < warmup; ++s) EXPECT_GT(rate(s), rate(s - 1));
+      if (warmup > 0) {
+        EXPECT_DOUBLE_EQ(rate(warmup - 1), 1);
+      }
+    }
+  }
+}
+
+TEST(Schedule, CosineIsTheFormula) {
+  const Schedule rate{.peak = 2, .floor = 1, .warmup_steps = 3, .total_steps = 14};
+  EXPECT_NEAR(rate(0), 1 + 1.0 / 3, 1e-12);
+  for (int64_t s = 3; s < 14; ++s)
+    EXPECT_NEAR(rate(s), 1 + 0.5 * (1 + std::cos(std::acos(-1.0) * static_cast<double>(s - 3) / 10)), 1e-12);
+}
+
+TEST(Schedule, RestartsBeginAtThePeakAndDoubleInLength) {
+  const Schedule rate{.shape = Schedule::Shape::CosineRestart, .peak = 1, .floor = 0, .total_steps = 70, .cycles = 3};
+  for (const int64_t begin : {0, 10, 30}) EXPECT_DOUBLE_EQ(rate(begin), 1);
+  for (const int64_t end : {9, 29, 69}) EXPECT_NEAR(rate(end), 0, 1e-15);
+  int rises = 0;
+  for (int64_t s = 1; s < 70; ++s) rises += rate(s) > rate(s - 1);
+  EXPECT_EQ(rises, 2);
+}
+
+TEST(Schedule, TinyAndImpossibleOnes) {
+  for (const auto shape : every_shape)
+    for (int64_t total = 1; total < 5; ++total)
+      for (int64_t s = 0; s < total; ++s)
+        EXPECT_TRUE(std::isfinite(Schedule{.shape = shape, .total_steps = total}(s)));
+  EXPECT_THROW(Schedule{}(-1), std::invalid_argument);
+  EXPECT_THROW((Schedule{.warmup_steps = 2}(0)), std::invalid_argument);
+  EXPECT_THROW((Schedule{.peak = 1e-9}(0)), std::invalid_argument);
+}
+
+// -------------------------------------------------------------------------------------------------------- ema.hpp
+
+TEST(Ema, FollowsTheFormulaAndCopiesBuffers) {
+  layers::BatchNorm2d<> module(2);
+  Ema ema(module, 0.5);
+  double average = 1;
+  for (int64_t s = 0; s < 12; ++s) {
+    const torch::NoGradGuard no_grad;
+    module.weight.fill_(static_cast<double>(s));
+    module.running_mean.fill_(static_cast<double>(s));
+    module.num_batches_tracked.fill_(s);
+    ema.update(s);
+    const double decay = std::min(0.5, static_cast<double>(1 + s) / static_cast<double>(10 + s));
+    average = decay * average + (1 - decay) * static_cast<double>(s);
+  }
+  for (const auto& [name, tensor] : ema.state()) {
+    if (name == "weight") {
+      EXPECT_NEAR(tensor[0].item<double>(), average, 1e-5);
+    } else if (name != "bias" && name != "running_var") {
+      EXPECT_EQ(tensor.flatten()[0].item<double>(), 11) << name;
+    }
+  }
+  EXPECT_THROW(Ema(module, 1.0), c10::Error);
+}
+
+TEST(Ema, SwapsInAndOut) {
+  layers::Linear<layers::Stacked> module(2, 2, true, layers::Stacked{2});
+  Ema ema(module, 0.9);
+  const torch::NoGradGuard no_grad;
+  module.weight.fill_(4);
+  ema.update(100);
+  {
+    const auto averaged = ema.swap();
+    EXPECT_NEAR(module.weight[0][0][0].item<double>(), 0.4, 1e-6);
+  }
+  EXPECT_TRUE((module.weight == 4).all().item<bool>());
+  EXPECT_NEAR(ema.state()[0].second.flatten()[0].item<double>(), 0.4, 1e-6);
+  EXPECT_TRUE(module.weight.requires_grad());
+}
+
+// ------------------------------------------------------------------------------------------------- checkpoint.hpp
+
+using Checkpoints = Folder;
+
+Checkpoint numbered(double k) {
+  return {.weights = {{"w", at::full({2000}, k)}, {"b", at::full({3}, k)}},
+          .about = {{"format", "pt"}},
+          .state = {{"optimizer.m", at::full({2000}, k)}},
+          .progress = {{"step", k}}};
+}
+
+double number_of(const Checkpoint& checkpoint) {
+  const double step = checkpoint.progress.at("step");
+  for (const StateDict* state : {&checkpoint.weights, &checkpoint.state})
+    for (const auto& [name, tensor] : *state) EXPECT_TRUE((tensor == step).all().item<bool>()) << name << " " << step;
+  return step;
+}
+
+TEST_F(Checkpoints, RoundTrip) {
+  EXPECT_FALSE(checkpoint_exists(path / "last"));
+  EXPECT_THROW(load_checkpoint(path / "last"), std::runtime_error);
+  save_checkpoint(path / "last", numbered(1));
+  save_checkpoint(path / "last", numbered(2));
+  EXPECT_TRUE(checkpoint_exists(path / "last"));
+  const Checkpoint back = load_checkpoint(path / "last");
+  EXPECT_EQ(number_of(back), 2);
+  EXPECT_EQ(back.weights.size(), 2u);
+  EXPECT_EQ(back.about.at("format"), "pt");
+  int files = 0;
+  for ([[maybe_unused]] const auto& entry : fs::directory_iterator(path)) ++files;
+  EXPECT_EQ(files, 2);
+}
+
+TEST_F(Checkpoints, AMixedOrDamagedPairIsRefused) {
+  save_checkpoint(path / "a", numbered(1));
+  save_checkpoint(path / "b", numbered(2));
+  fs::copy_file(path / "b.safetensors", path / "a.safetensors", fs::copy_options::overwrite_existing);
+  EXPECT_NE(error_of([&] { load_checkpoint(path / "a"); }).find("checksum"), std::string::npos);
+
+  std::string bytes = text_of(path / "b.safetensors");
+  bytes[bytes.size() - 5] ^= 1;
+  std::ofstream(path / "b.safetensors", std::ios::binary) << bytes;
+  EXPECT_NE(error_of([&] { load_checkpoint(path / "b"); }).find("checksum"), std::string::npos);
+
+  std::ofstream(path / "a.resume.safetensors", std::ios::binary) << "nonsense";
+  EXPECT_NE(error_of([&] { load_checkpoint(path / "a"); }), "");
+  save_checkpoint(path / "a", numbered(3));  // a damaged pair does not stop a new save
+  EXPECT_EQ(number_of(load_checkpoint(path / "a")), 3);
+}
+
+TEST_F(Checkpoints, EveryPlaceWhereASaveCanStopLeavesAPair) {
+  const fs::path stem = path / "last";
+  const auto file = [&](const std::string& end) { return fs::path(stem.string() + end); };
+  save_checkpoint(path / "new", numbered(2));
+  const auto put_new = [&](const std::string& from, const std::string& to) {
+    fs::copy_file((path / "new").string() + from, file(to), fs::copy_options::overwrite_existing);
+  };
+
+  save_checkpoint(stem, numbered(1));
+  put_new(".safetensors", ".next.safetensors");  // stopped before the resume file
+  EXPECT_EQ(number_of(load_checkpoint(stem)), 1);
+  put_new(".resume.safetensors", ".resume.safetensors");  // stopped after it
+  EXPECT_EQ(number_of(load_checkpoint(stem)), 2);
+  EXPECT_FALSE(fs::exists(file(".next.safetensors")));
+  EXPECT_EQ(number_of(load_checkpoint(stem)), 2);
+
+  save_checkpoint(stem, numbered(1));
+  put_new(".safetensors", ".next.safetensors");
+  put_new(".resume.safetensors", ".resume.safetensors");
+  std::ofstream(file(".next.safetensors.tmp.1.1")) << "left by a killed save";
+  save_checkpoint(stem, numbered(3));  // a save right after a stop
+  EXPECT_EQ(number_of(load_checkpoint(stem)), 3);
+  EXPECT_FALSE(fs::exists(file(".next.safetensors.tmp.1.1")));
+}
+
+TEST_F(Checkpoints, AKilledSaveLeavesALoadablePair) {
+  const fs::path stem = path / "last";
+  save_checkpoint(stem, numbered(0));
+  std::mt19937 random(7);
+  double last = 0;
+  for (int round = 0; round < 40; ++round) {
+    const pid_t child = ::fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      try {
+        for (int k = 1;; ++k) save_checkpoint(stem, numbered(last + k));
+      } catch (...) {
+        ::_exit(9);
+      }
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(std::uniform_int_distribution<int>(200, 25000)(random)));
+    ASSERT_EQ(::kill(child, SIGKILL), 0);
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    ASSERT_TRUE(WIFSIGNALED(status)) << "the saving process ended by itself";
+    const double now = number_of(load_checkpoint(stem));
+    EXPECT_GE(now, last);
+    last = now;
+  }
+  EXPECT_GT(last, 10);
+}
+
+// ----------------------------------------------------------------------------- all together: a run that was resumed
+
+struct Net : torch::nn::Module {
+  Net() {
+    conv = register_module("conv", std::make_shared<layers::Conv2d<>>(layers::Conv2dOptions::square(3, 4, 3)));
+    norm = register_module("norm", std::make_shared<layers::BatchNorm2d<>>(4));
+    head = register_module("head", std::make_shared<layers::Linear<>>(4, 1));
+  }
+  at::Tensor forward(const at::Tensor& x) {
+    const at::Tensor y = norm->forward(conv->forward(x)).relu().mean({2, 3});
+    return head->forward(at::dropout(y, 0.3, is_training()));
+  }
+  std::shared_ptr<layers::Conv2d<>> conv;
+  std::shared_ptr<layers::BatchNorm2d<>> norm;
+  std::shared_ptr<layers::Linear<>> head;
+};
+
+struct Training {
+  Net net;
+  AdamW optimizer{parameter_groups(net, {{"head", 0.5}}), AdamW::Options{}};
+  Ema ema{net, 0.9};
+  LossScale scale{at::kCPU, Precision::Float32};
+  Schedule rate{.shape = Schedule::Shape::OneCycle, .peak = 0.05, .total_steps = 12};
+  int64_t step = 0;
+
+  void train_until(int64_t end) {
+    for (; step < end; ++step) {
+      const at::Tensor x = at::randn({4, 3, 5, 5}), target = x.mean({1, 2, 3}).unsqueeze(1);
+      optimizer.zero_grad();
+      scale.apply((net.forward(x) - target).square().mean()).backward();
+      const at::Tensor found_inf = scale.unscale(optimizer.gradients());
+      clip_norm(optimizer.gradients(), 0.5);
+      optimizer.step(rate(step), found_inf);
+      scale.update(found_inf);
+      ema.update(step);
+    }
+  }
+  void save(const fs::path& stem) const {
+    Checkpoint out{.weights = state_dict(net), .progress = {{"step", step}}};
+    add_state(out.state, "optimizer.", optimizer.state());
+    add_state(out.state, "ema.", ema.state());
+    add_state(out.state, "scale.", scale.state());
+    add_state(out.state, "random.", random_state(at::kCPU));
+    save_checkpoint(stem, out);
+  }
+  void load(const fs::path& stem) {
+    const Checkpoint saved = load_checkpoint(stem);
+    io::load_state(net, saved.weights);
+    optimizer.load_state(part_of_state(saved.state, "optimizer."));
+    ema.load_state(part_of_state(saved.state, "ema."));
+    scale.load_state(part_of_state(saved.state, "scale."));
+    set_random_state(part_of_state(saved.state, "random."), at::kCPU);
+    step = saved.progress.at("step");
+  }
+};
+
+void expect_same(const StateDict& a, const StateDict& b) {
+  ASSERT_EQ(a.size(), b.size());
+  for (std::size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(at::equal(a[i].second, b[i].second)) << a[i].first;
+}
+
+TEST_F(Checkpoints, AResumedRunRepeatsAnUnbrokenOneBitForBit) {
+  seed_generators(11);
+  Training straight;
+  straight.train_until(12);
+  const at::Tensor next = at::rand({4});
+
+  seed_generators(11);
+  Training first;
+  first.train_until(5);
+  first.save(path / "last");
+  seed_generators(99);
+  Training second;
+  second.load(path / "last");
+  second.train_until(12);
+  EXPECT_TRUE(at::equal(at::rand({4}), next));
+  expect_same(state_dict(second.net), state_dict(straight.net));
+  expect_same(second.optimizer.state(), straight.optimizer.state());
+  expect_same(second.ema.state(), straight.ema.state());
+  EXPECT_FALSE(at::equal(state_dict(first.net)[0].second, state_dict(straight.net)[0].second));
+}
+
+TEST(RandomNumbers, RanksDifferAndSeedsRepeat) {
+  const auto draw = [](uint64_t seed, int64_t rank) {
+    seed_generators(seed, rank);
+    return at::rand({4});
+  };
+  EXPECT_TRUE(at::equal(draw(1, 0), draw(1, 0)));
+  EXPECT_FALSE(at::equal(draw(1, 0), draw(1, 1)));
+  EXPECT_FALSE(at::equal(draw(1, 1), draw(2, 0)));
+  EXPECT_THROW(set_random_state({}, at::kCPU), c10::Error);
+}
+
+// --------------------------------------------------------------------------------- metrics_log.hpp, progress.hpp
+
+using Logs = Folder;
+
+TEST_F(Logs, AppendWholeLinesAndForgetWhatWillBeRunAgain) {
+  const fs::path file = path / "metrics.jsonl";
+  {
+    MetricsLog log(file);
+    log.write({{"options", "x"}});
+    for (int epoch = 0; epoch < 4; ++epoch)
+      log.write({{"epoch", epoch}, {"loss", epoch == 1 ? std::numeric_limits<double>::quiet_NaN() : 0.5}});
+  }
+  EXPECT_EQ(text_of(file), "{\"options\":\"x\"}\n{\"epoch\":0,\"loss\":0.5}\n{\"epoch\":1,\"loss\":null}\n"
+                           "{\"epoch\":2,\"loss\":0.5}\n{\"epoch\":3,\"loss\":0.5}\n");
+  std::ofstream(file, std::ios::app) << "{\"epoch\":0,\"lo";
+  MetricsLog(file, 2).write({{"epoch", 2}});
+  EXPECT_EQ(text_of(file),
+            "{\"options\":\"x\"}\n{\"epoch\":0,\"loss\":0.5}\n{\"epoch\":1,\"loss\":null}\n{\"epoch\":2}\n");
+  std::ofstream(file, std::ios::app) << "nonsense\n";
+  EXPECT_NE(error_of([&] { MetricsLog(file, 2); }).find("line 5"), std::string::npos);
+  EXPECT_THROW(MetricsLog(path / "absent" / "x.jsonl"), std::runtime_error);
+}
+
+TEST_F(Logs, ProgressIsPlainLinesWhereThereIsNoTerminal) {
+  std::FILE* out = std::fopen((path / "out").c_str(), "w");
+  {
+    Progress progress("train", 4, out, /*interval=*/0);
+    for (int i = 1; i <= 4; ++i) progress.update(i, "loss 0.5");
+  }
+  std::fclose(out);
+  const std::string text = text_of(path / "out");
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 5);
+  EXPECT_EQ(text.find('\r'), std::string::npos);
+  EXPECT_NE(text.find("4/4"), std::string::npos);
+
+  out = std::fopen((path / "out").c_str(), "w");
+  {
+    Progress quiet("train", 1000, out, /*interval=*/3600);
+    for (int i = 1; i <= 1000; ++i) quiet.update(i);
+  }
+  std::fclose(out);
+  const std::string once = text_of(path / "out");
+  EXPECT_EQ(std::count(once.begin(), once.end(), '\n'), 1);
+}
+
+TEST(Progress, LineFitsItsWidthAndShowsTheRest) {
+  const std::string line = progress_line("train", 25, 100, 50, "loss 0.31", 100);
+  EXPECT_NE(line.find("25/100"), std::string::npos);
+  EXPECT_NE(line.find("2:30 left"), std::string::npos);
+  EXPECT_NE(line.find("loss 0.31"), std::string::npos);
+  const std::string bar = line.substr(line.find('[') + 1, line.find(']') - line.find('[') - 1);
+  EXPECT_EQ(std::count(bar.begin(), bar.end(), '#'), static_cast<int>(bar.size() / 4));
+  for (std::size_t width = 1; width < 120; ++width) EXPECT_LE(progress_line("a", 3, 9, 7, "note", width).size(), width);
+  EXPECT_EQ(duration_text(3725), "1:02:05");
+}
+
+}  // namespace
