@@ -2,7 +2,8 @@
 # precompiled header and the sanitizers of the preset. TORCH_FREE programs link neither LibTorch nor its header.
 
 add_library(moecod_strict INTERFACE)
-target_compile_options(moecod_strict INTERFACE -Wall -Wextra -Werror -Wno-unknown-pragmas)
+target_compile_options(moecod_strict INTERFACE -Wall -Wextra -Werror -Wno-unknown-pragmas
+                                                 -Wno-missing-field-initializers)
 if(MOECOD_SANITIZE)
   target_compile_options(moecod_strict INTERFACE -fsanitize=${MOECOD_SANITIZE} -fno-omit-frame-pointer
                                                  -fno-sanitize-recover=all)

@@ -36,18 +36,18 @@ photos=("$backgrounds/nature" "$backgrounds/abstract/Elephants.jpg")
 data=$out/data
 checkpoints=$out/checkpoints
 
-dataset=(--output "$data" --photos "${photos[@]}" --train 1200 --validation 160 --test 400 --test-photos 4
-         --size 96 --difficulty 0.3 --seed "$seed")
-training=(--preset demo --data-root "$data" --photos "${photos[@]}" --checkpoint-dir "$checkpoints" --seed "$seed")
-if [ -n "$quick" ]; then
-  dataset=(--output "$data" --photos "${photos[@]}" --train 64 --validation 16 --test 32 --test-photos 4
-           --size 96 --difficulty 0.3 --seed "$seed")
-  training+=(--epochs 1)
-fi
+pictures=(400 160 400)  # on disk, for training, validation and test; training itself makes new ones every epoch
+fresh=1200
+if [ -n "$quick" ]; then pictures=(32 16 32) fresh=32; fi
+
+dataset=(--output "$data" --photos "${photos[@]}" --test-photos 4 --train "${pictures[0]}"
+         --validation "${pictures[1]}" --test "${pictures[2]}" --size 96 --difficulty 0.3 --seed "$seed")
+training=(--preset demo --data-root "$data" --photos "${photos[@]}" --fresh "$fresh" --difficulty 0.3
+          --checkpoint-dir "$checkpoints" --seed "$seed")
+if [ -n "$quick" ]; then training+=(--epochs 2); fi
 stage1=(--stage 1 "${training[@]}")
 stage2=(--stage 2 "${training[@]}" --load-experts-from "$checkpoints/expert_all_best.safetensors")
-stage3=(--stage 3 "${training[@]}" --load-experts-from "$checkpoints/expert_all_best.safetensors"
-        --load-experts-from "$checkpoints/router_best.safetensors")
+stage3=(--stage 3 "${training[@]}" --load-experts-from "$checkpoints/router_best.safetensors")
 inspection=(--checkpoint "$checkpoints/ensemble_best.safetensors" --data-root "$data" --output "$out")
 
 # ---- Phases -----------------------------------------------------------------------------------------------------------
@@ -65,34 +65,41 @@ end() {  # NAME STATE
 }
 
 # phase NAME TITLE OUTPUT PROGRAM ARGUMENT...: runs the program unless OUTPUT is there and was made by this program,
-# with these arguments, from these results of the phases before.
+# with these arguments, from these results of the phases before. A stage of training that was interrupted goes on from
+# its last epoch.
 history=
 phase() {
-  local name=$1 title=$2 output=$3 program=$4 stamp state=run
+  local name=$1 title=$2 output=$3 program=$4 last=$checkpoints/last_$1 state="" stamp
   shift 4
   stamp=$out/.stamps/$name
   history=$({ echo "$history"; printf '%s\n' "$program" "$@"; sha256sum <"$bin/$program"; } | sha256sum)
   begin "$title"
-  if [ -e "$output" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$history" ]; then
+  if [ -e "$output" ] && [ "$(cat "$stamp" 2>/dev/null)" = "done $history" ]; then
     echo "already there: $output"
-    state="already there"
-  else
-    rm -f "$stamp"
-    "$bin/$program" "$@" || fail "$program failed in phase '$title'; the reason stands above. The command was:
-  $bin/$program $*"
-    [ -e "$output" ] || fail "$program ended without $output"
-    mkdir -p "$out/.stamps"
-    echo "$history" >"$stamp"
+    end "$name" "already there"
+    return
   fi
+  if [ -e "$last.resume.safetensors" ] && [ "$(cat "$stamp" 2>/dev/null)" = "begun $history" ]; then
+    set -- "$@" --resume-from "$last"
+    state="resumed"
+  else
+    rm -f "$last".*safetensors
+  fi
+  mkdir -p "$out/.stamps"
+  echo "begun $history" >"$stamp"
+  "$bin/$program" "$@" || fail "$program failed in phase '$title'; the reason stands above. The command was:
+  $bin/$program $*"
+  [ -e "$output" ] || fail "$program ended without $output"
+  echo "done $history" >"$stamp"
   end "$name" "$state"
 }
 
 begin "Setting up"
 scripts/setup.sh
-end set-up run
+end set-up ""
 begin "Building"
 build "${programs[@]}"
-end build run
+end build ""
 [ -d "${photos[0]}" ] || fail "no photographs in ${photos[0]} (apt-get install mate-backgrounds)"
 
 phase data "Making the data set" "$data" make_dataset "${dataset[@]}"
@@ -103,13 +110,21 @@ phase stage3 "Stage 3: everything" "$checkpoints/ensemble_best.safetensors" trai
 phase inspect "Evaluating on unseen photographs" "$out/summary.json" inspect "${inspection[@]}"
 
 begin "Writing the report"
-.venv/bin/python scripts/report.py "$out"
-end report run
+{
+  printf '{"cores": %d, "phases": [' "$(nproc)"
+  for i in "${!names[@]}"; do
+    printf '%s{"name": "%s", "seconds": %d, "state": "%s"}' "${comma:-}" "${names[i]}" "${seconds[i]}" "${states[i]}"
+    comma=", "
+  done
+  printf ']}\n'
+} >"$out/phases.json"
+.venv/bin/python scripts/report.py "$out" || fail "the report could not be written; the reason stands above"
+end report ""
 
 headline "Done"
 total=0
 for i in "${!names[@]}"; do
   total=$((total + seconds[i]))
-  printf '%-10s %12s  %s\n' "${names[i]}" "$(duration "${seconds[i]}")" "${states[i]/#run/}"
+  printf '%-10s %12s  %s\n' "${names[i]}" "$(duration "${seconds[i]}")" "${states[i]}"
 done
 printf '%-10s %12s\n\n%s\n' total "$(duration $total)" "$out/report.html"

@@ -4,7 +4,7 @@ import math
 from html import escape
 
 WIDTH, HEIGHT = 380, 226
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 38
+LEFT, RIGHT, TOP, BOTTOM = 50, 12, 14, 38
 
 
 def ticks(low, high, count=4):
@@ -25,10 +25,13 @@ def label(value, step):
 
 
 class Series:
-    """A line: its style class, its name, and its points (x, y), y None where there is no value."""
+    """A line: its style class, its name, and its points (x, y), y None where there is no value.
 
-    def __init__(self, style, name, points, dashed=False, area=False):
-        self.style, self.name, self.dashed, self.area = style, name, dashed, area
+    dash: "", "dashed" or "dotted"; area: whether the ground under it is shaded.
+    """
+
+    def __init__(self, style, name, points, dash="", area=False):
+        self.style, self.name, self.dash, self.area = style, name, dash, area
         self.points = [(x, y) for x, y in points if y is not None]
 
 
@@ -84,11 +87,10 @@ def line_chart(title, y_title, x_title, series, bounds=None, x_labels=None, band
 def _line(series, px, py, floor, names):
     at = [(px(x), py(y)) for x, y in series.points]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
-    dash = " dashed" if series.dashed else ""
     out = [f'<g class="{series.style}">']
     if series.area:
         out.append(f'<polygon class="area" points="{at[0][0]:.1f},{floor:.1f} {path} {at[-1][0]:.1f},{floor:.1f}"/>')
-    out.append(f'<polyline class="line{dash}" points="{path}"/>')
+    out.append(f'<polyline class="line {series.dash}" points="{path}"/>')
     radius = 2.4 if len(at) > 1 else 3.6
     for (x, y), (epoch, value) in zip(at, series.points):
         text = f"{series.name}, epoch {names.get(epoch, f'{epoch:g}')}: {value:.3f}"
@@ -100,7 +102,7 @@ def _line(series, px, py, floor, names):
 
 
 def legend(entries):
-    """[(style class, name, dashed)] as a row of swatches."""
-    items = "".join(f'<span class="key {style}"><i class="swatch{" dashed" if dashed else ""}"></i>{escape(name)}</span>'
-                    for style, name, dashed in entries)
+    """[(style class, name, dash)] as a row of swatches."""
+    items = "".join(f'<span class="key {style}"><i class="swatch {dash}"></i>{escape(name)}</span>'
+                    for style, name, dash in entries)
     return f'<p class="legend">{items}</p>'

@@ -1,4 +1,4 @@
-"""What the programs wrote: summary.json, checkpoints/metrics.jsonl, phases.json. Missing and null values are None."""
+"""What the programs wrote: summary.json, checkpoints/metrics_stage*.jsonl, phases.json. Missing and null values are None."""
 
 import json
 import math
@@ -13,7 +13,7 @@ MIXTURES = {
     "uniform": ("Plain mean of all", "every expert on every image, equal weights"),
     "best_pair": ("Best fixed pair", "the two experts that do best together, the same for every image"),
     "random_top2": ("Random two", "two experts drawn at random for each image, equal weights"),
-    "alone": ("Best expert, trained on", "the best single expert trained alone for the steps of stages 2 and 3"),
+    "alone": ("Best expert, trained alone", "the best single expert, trained alone for the steps of stages 2 and 3"),
     "oracle": ("Oracle", "the best expert of each image, chosen with the ground truth: a bound, not a method"),
 }
 
@@ -70,23 +70,21 @@ class Results:
         return summary
 
     def _read_epochs(self):
-        """The epochs of all stages in order of training; of an epoch that was run again, the last."""
-        path = self.folder / "checkpoints" / "metrics.jsonl"
-        if not path.is_file():
-            self.missing.append(f"Training curves: there is no {path.name} in {path.parent.name}/.")
-            return []
+        """The epochs of all stages in order of training."""
         epochs, bad = {}, 0
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-                epochs[int(record["stage"]), int(record["epoch"])] = record
-            except (ValueError, KeyError, TypeError):
-                bad += bool(line.strip())
-        if bad:
-            self.missing.append(f"{bad} of the lines of {path.name} cannot be read and are left out.")
         for stage in STAGES:
-            if not any(key[0] == stage for key in epochs):
-                self.missing.append(f"Training curves: {path.name} has no epoch of stage {stage}.")
+            path = self.folder / "checkpoints" / f"metrics_stage{stage}.jsonl"
+            if not path.is_file():
+                self.missing.append(f"Training curves of stage {stage}: there is no {path.parent.name}/{path.name}.")
+                continue
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    record = json.loads(line)
+                    epochs[stage, int(record["epoch"])] = record
+                except (ValueError, KeyError, TypeError):
+                    bad += bool(line.strip())
+        if bad:
+            self.missing.append(f"Training curves: {bad} lines of the logs cannot be read and are left out.")
         return [epochs[key] for key in sorted(epochs)]
 
     def _read_phases(self):

@@ -136,7 +136,9 @@ TEST(Tree, RowsMustAgree) {
 // ------------------------------------------------------------------------------------------------------ state.hpp
 
 struct StackOf : torch::nn::Module, StackedStorage {
-  StackOf() { register_module("each", std::make_shared<layers::Linear<layers::Stacked>>(2, 3, true, layers::Stacked{2})); }
+  StackOf() {
+    register_module("each", std::make_shared<layers::Linear<layers::Stacked>>(2, 3, true, layers::Stacked{2}));
+  }
   int64_t stack_size() const override { return 2; }
 };
 
@@ -189,18 +191,19 @@ struct Trace {
 
 /// One training step of a block, `run` says how its forward is called.
 template <class Run>
-Trace trace(bool input_gradient, Run&& run) {
+Trace trace(bool input_gradient, Run&& run, at::Device device = at::kCPU) {
   torch::manual_seed(3);
   Block block;
-  at::Tensor x = at::randn({2, 3, 6, 5}).set_requires_grad(input_gradient);
+  block.to(device);
+  at::Tensor x = at::randn({2, 3, 6, 5}, device).set_requires_grad(input_gradient);
   Trace out;
   out.output = run(block, x);
-  out.next_random = at::rand({3});
+  out.next_random = at::rand({3}, device);
   (out.output * out.output).sum().backward();
   if (input_gradient) out.gradients.push_back(x.grad());
   for (const at::Tensor& parameter : block.parameters()) out.gradients.push_back(parameter.grad());
   for (const at::Tensor& buffer : block.buffers()) out.buffers.push_back(buffer);
-  out.buffers.push_back(at::rand({3}));  // the generator after the backward pass
+  out.buffers.push_back(at::rand({3}, device));  // the generator after the backward pass
   return out;
 }
 
@@ -224,6 +227,9 @@ const auto recomputed = [](Block& block, const at::Tensor& x) {
 TEST(Recompute, GradientsBuffersAndRandomNumbersAreThoseOfThePlainPassBitForBit) {
   expect_equal(trace(true, plainly), trace(true, recomputed));
   expect_equal(trace(false, plainly), trace(false, recomputed));
+  if (!at::hasCUDA()) return;
+  at::globalContext().setDeterministicCuDNN(true);
+  expect_equal(trace(true, plainly, at::kCUDA), trace(true, recomputed, at::kCUDA));
 }
 
 TEST(Recompute, NestsAndRunsOnceMorePerLevelOnly) {

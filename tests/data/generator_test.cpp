@@ -319,7 +319,7 @@ TEST(WriteDataset, SameBytesReadableAndGuarded) {
     EXPECT_EQ(done, ++told);
     EXPECT_EQ(total, 19);
   };
-  EXPECT_TRUE(write_dataset(scratch / "one", split, options));
+  EXPECT_TRUE(write_dataset(scratch / "one/", split, options));
   EXPECT_EQ(told, 19);
   options.progress = {};
   options.threads = 3;

@@ -160,8 +160,9 @@ TEST(Records, Cod10k) {
                                    "COD10K-CAM-2-Clear-1-Aqua-2"));
   EXPECT_THROW(open(root.path(), Split::Validation), std::runtime_error);
   fs::create_directories(root / "Info");
-  std::ofstream(root / "Info" / "CAM_train.txt") << "COD10K-CAM-1-Aquatic-1-Fish-1.jpg\r\nCOD10K-CAM-2-Clear-1-Aqua-2 x\n"
-                                                 << "\nCOD10K-CAM-1-Gone-1-Gone-7\n";
+  std::ofstream(root / "Info" / "CAM_train.txt") << "COD10K-CAM-1-Aquatic-1-Fish-1.jpg\r\n"
+                                                    "COD10K-CAM-2-Clear-1-Aqua-2 x\n\n"
+                                                    "COD10K-CAM-1-Gone-1-Gone-7\n";
   std::ofstream(root / "Info" / "CAM_val.txt") << "COD10K-CAM-1-Aquatic-1-Fish-4\n";
   const Records train = open(root.path(), Split::Train);
   EXPECT_EQ(train.layout, "COD10K");
@@ -278,7 +279,9 @@ TEST(Augment, MaskStaysAlignedWithTheImage) {
       ASSERT_EQ(out.image.width, out.mask.width);
       int64_t wrong = 0;
       for (int64_t y = 0; y < out.mask.height; ++y) {
-        for (int64_t x = 0; x < out.mask.width; ++x) wrong += (out.image.at(y, x, 2) >= 120) != (out.mask.at(y, x) != 0);
+        for (int64_t x = 0; x < out.mask.width; ++x) {
+          wrong += (out.image.at(y, x, 2) >= 120) != (out.mask.at(y, x) != 0);
+        }
       }
       EXPECT_LE(wrong, out.mask.height) << i;  // pixels on a rotated outline
       masks.insert(out.mask.pixels);
@@ -316,15 +319,12 @@ TEST(Augment, Identities) {
   EXPECT_EQ(rotated(image, 0.0F, false), image);
   const Image square = random_image(11, 11, 3, 5);
   EXPECT_EQ(rotated(square, 90.0F, true), quarter_turned(square));
-  for (const float factor : {1.0F}) {
-    Image same = image;
-    adjust_brightness(same, factor);
-    adjust_contrast(same, factor);
-    adjust_saturation(same, factor);
-    adjust_sharpness(same, factor);
-    EXPECT_EQ(same, image);
-  }
   Image same = image;
+  adjust_brightness(same, 1.0F);
+  adjust_contrast(same, 1.0F);
+  adjust_saturation(same, 1.0F);
+  adjust_sharpness(same, 1.0F);
+  EXPECT_EQ(same, image);
   shift_hsv(same, 0.0F, 0.0F, 0.0F);
   for (std::size_t i = 0; i < same.pixels.size(); ++i) ASSERT_NEAR(same.pixels[i], image.pixels[i], 1);
   Image red(1, 1, 3);
@@ -373,7 +373,8 @@ Fresh fresh_pictures(int64_t size = 22) {
 }
 
 LoaderOptions small_batches(int64_t workers) {
-  return {.batch = 4, .height = 32, .width = 36, .augment = Augment::strong(), .workers = workers, .ahead = 2, .seed = 8};
+  return {.batch = 4, .height = 32, .width = 36, .augment = Augment::strong(), .workers = workers, .ahead = 2,
+          .seed = 8};
 }
 
 template <class Source>

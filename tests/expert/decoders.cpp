@@ -1,10 +1,7 @@
 // The four decoders: shapes, sizes, gradients, independence of rows, and ZoomNet's other scales.
-#include <ATen/ops/cat.h>
-#include <ATen/ops/conv2d.h>
-#include <ATen/ops/rand.h>
-#include <ATen/ops/randn.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <torch/torch.h>
 
 #include <array>
 #include <string>
@@ -12,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "moecod/core/autocast.hpp"
+#include "moecod/core/recompute.hpp"
 #include "moecod/core/tree.hpp"
 #include "moecod/expert/pranet.hpp"
 #include "moecod/expert/sinet.hpp"
@@ -90,11 +89,16 @@ void train_once(Expert& expert, const Scene& scene) {
   expert.eval();
 }
 
-template <class Expert>
-class Decoders : public testing::Test {
+class Seeded : public testing::Test {
  protected:
-  void SetUp() override { torch::manual_seed(11); }
+  void SetUp() override {
+    torch::manual_seed(11);
+    at::set_num_threads(1);  // threads cost more than they bring at these sizes
+  }
 };
+
+template <class Expert>
+class Decoders : public Seeded {};
 using All = testing::Types<expert::SINet, expert::PraNet, expert::ZoomNet, expert::Ujsc>;
 TYPED_TEST_SUITE(Decoders, All);
 
@@ -188,6 +192,24 @@ TYPED_TEST(Decoders, MapsStartNearTheInitialLogit) {
   for (const Tensor& side : out.side) EXPECT_LT(side.mean().template item<double>(), -20);
 }
 
+TYPED_TEST(Decoders, RunUnderAutocastWithMapsInFloat) {
+  TinyBackbone backbone;
+  TypeParam expert(narrow<TypeParam>(16));
+  const Scene scene = backbone.scene(2, 64, 64);
+  const Tensor target = (at::rand({2, 1, 64, 64}) > 0.7).to(at::kFloat);
+  Tensor loss;
+  {
+    const AutocastGuard autocast({.device = at::kCPU, .enabled = true, .dtype = at::kBFloat16});
+    const auto out = expert.forward(expert.input(scene));
+    EXPECT_EQ(out.logits.scalar_type(), at::kFloat);
+    loss = expert.loss(out, target, 0.5);
+  }
+  EXPECT_EQ(loss.scalar_type(), at::kFloat);
+  loss.sum().backward();
+  for (const auto& item : expert.named_parameters())
+    EXPECT_TRUE(item.value().grad().isfinite().all().template item<bool>()) << item.key();
+}
+
 TYPED_TEST(Decoders, RefuseForeignPyramids) {
   const TinyBackbone backbone;
   Scene scene = backbone.scene(1, 64, 64);
@@ -240,10 +262,7 @@ TEST(DecoderInputs, NameOnlyWhatIsRead) {
   EXPECT_FALSE(expert::ZoomNet(options).input(scene).image.defined());
 }
 
-class Zoom : public testing::Test {
- protected:
-  void SetUp() override { torch::manual_seed(5); }
-};
+class Zoom : public Seeded {};
 
 TEST_F(Zoom, EncodesTwoMoreScalesOfItsRowsOnly) {
   TinyBackbone backbone;
@@ -289,6 +308,27 @@ TEST_F(Zoom, ResamplingNeedsNeitherPixelsNorEncoder) {
   }
 }
 
+TEST_F(Zoom, PreparedViewsMayBeRecomputedButEncodingMayNot) {
+  TinyBackbone backbone;
+  expert::ZoomNet expert(narrow<expert::ZoomNet>(8));
+  const Scene scene = backbone.scene(2, 64, 64);
+  const auto gradients = [&](auto&& run) {
+    for (const Tensor& w : backbone.weights) w.mutable_grad() = Tensor();
+    run().logits.square().sum().backward({}, /*retain_graph=*/true);
+    std::vector<Tensor> out;
+    for (const Tensor& w : backbone.weights) out.push_back(w.grad().clone());
+    return out;
+  };
+  const auto plain = gradients([&] { return expert.forward(scene); });
+  const auto repeated = gradients([&] {
+    const auto forward = [&expert](const expert::ZoomNet::Views& views) { return expert.forward(views); };
+    return recompute(forward, expert.prepare(scene), expert.parameters());
+  });
+  for (std::size_t i = 0; i < plain.size(); ++i) EXPECT_TRUE(at::allclose(plain[i], repeated[i], 1e-4, 1e-5));
+  const auto whole = [&expert](const Scene& s) { return expert.forward(s); };
+  EXPECT_THROW(recompute(whole, scene, expert.parameters()).logits.sum().backward(), c10::Error);
+}
+
 TEST_F(Zoom, EncodingSeesWhatResamplingCannot) {
   TinyBackbone backbone;
   auto options = narrow<expert::ZoomNet>(8);
@@ -301,10 +341,7 @@ TEST_F(Zoom, EncodingSeesWhatResamplingCannot) {
   EXPECT_GT((encoding.forward(scene).logits - encoding.forward(other).logits).abs().max().item<double>(), 1e-6);
 }
 
-class Pieces : public testing::Test {
- protected:
-  void SetUp() override { torch::manual_seed(7); }
-};
+class Pieces : public Seeded {};
 
 TEST_F(Pieces, PositionAttentionStartsAsIdentityAndFollowsItsFormula) {
   expert::decoder::PositionAttention attention(8);

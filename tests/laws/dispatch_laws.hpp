@@ -15,13 +15,15 @@ inline constexpr bool batch_statistics = !Dispatch::position_weights;
 template <>
 inline constexpr bool batch_statistics<dispatch::Sequential> = false;
 
+struct IdentityOptions {};
+
 /// Returns its input. No parameters.
 template <class Layers = layers::Single>
 struct Identity : torch::nn::Module {
   using rows = rows::Images;
   template <class L>
   using rebind = Identity<L>;
-  struct Options {};
+  using Options = IdentityOptions;
   explicit Identity(const Options& = {}, Layers = {}) {}
   at::Tensor forward(const at::Tensor& x, const typename Layers::Group& = {}) { return x; }
 };

@@ -10,18 +10,14 @@
 
 #include <chrono>
 #include <cmath>
-#include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <limits>
 #include <map>
 #include <memory>
-#include <optional>
 #include <random>
-#include <sstream>
 #include <string>
 #include <thread>
-#include <tuple>
 #include <vector>
 
 #include "moecod/layers/conv.hpp"
@@ -30,128 +26,24 @@
 #include "moecod/train/checkpoint.hpp"
 #include "moecod/train/clip.hpp"
 #include "moecod/train/ema.hpp"
-#include "moecod/train/flags.hpp"
-#include "moecod/train/metrics_log.hpp"
 #include "moecod/train/optimizer.hpp"
 #include "moecod/train/parameter_groups.hpp"
 #include "moecod/train/precision.hpp"
-#include "moecod/train/progress.hpp"
 #include "moecod/train/rng.hpp"
 #include "moecod/train/schedule.hpp"
+#include "tests/train/scratch.hpp"
 
 namespace {
 
 using namespace moecod;
 using namespace moecod::train;
-namespace fs = std::filesystem;
+using namespace moecod::test;
 
-template <class F>
-std::string error_of(F&& f) {
-  try {
-    f();
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  return "";
-}
-
-struct Folder : testing::Test {
-  Folder() {
-    const auto* test = testing::UnitTest::GetInstance()->current_test_info();
-    path = fs::temp_directory_path() /
-           ("moecod_" + std::string(test->test_suite_name()) + "_" + test->name() + "_" + std::to_string(::getpid()));
-    fs::remove_all(path);
-    fs::create_directories(path);
-  }
-  ~Folder() override { fs::remove_all(path); }
-  fs::path path;
-};
-
-std::string text_of(const fs::path& path) {
-  std::ostringstream text;
-  text << std::ifstream(path, std::ios::binary).rdbuf();
-  return text.str();
-}
-
-// ------------------------------------------------------------------------------------------------------ flags.hpp
-
-struct Settings {
-  double rate = 1e-3;
-  int64_t epochs = 40;
-  bool amp = true;
-  std::string name = "run";
-  std::vector<std::string> folders{"a", "b"};
-  std::optional<std::string> resume;
-  Schedule::Shape shape = Schedule::Shape::Cosine;
-  AdamW::Options adam;
-  static constexpr auto options = std::make_tuple(
-      option(&Settings::rate, "lr", "peak rate", above(0)), option(&Settings::epochs, "epochs", "epochs", at_least(1)),
-      option(&Settings::amp, "amp", "mixed precision"), option(&Settings::name, "name", "name"),
-      option(&Settings::folders, "data-root", "folders"), option(&Settings::resume, "resume-from", "checkpoint"),
-      option(&Settings::shape, "scheduler", "shape", Schedule::shapes), nested(&Settings::adam));
-};
-
-Settings parsed(const std::string& line) {
-  Settings settings;
-  CLI::App app;
-  add_flags(app, settings);
-  app.parse(line);
-  return settings;
-}
-
-TEST(Flags, SetEveryKindOfMember) {
-  const Settings s = parsed("--lr 2e-4 --epochs 3 --no-amp --name x --data-root c d e --resume-from last "
-                            "--scheduler cosine_restart --weight-decay 0.5");
-  EXPECT_EQ(s.rate, 2e-4);
-  EXPECT_EQ(s.epochs, 3);
-  EXPECT_FALSE(s.amp);
-  EXPECT_EQ(s.name, "x");
-  EXPECT_EQ(s.folders, (std::vector<std::string>{"c", "d", "e"}));
-  EXPECT_EQ(s.resume, "last");
-  EXPECT_EQ(s.shape, Schedule::Shape::CosineRestart);
-  EXPECT_EQ(s.adam.weight_decay, 0.5);
-  EXPECT_EQ(options_to_json(parsed("")), options_to_json(Settings{}));
-}
-
-TEST(Flags, ErrorsNameFlagExpectedAndGiven) {
-  EXPECT_EQ(error_of([] { parsed("--lr 0"); }), "--lr: expected a number > 0, got 0");
-  EXPECT_EQ(error_of([] { parsed("--epochs 2.5"); }), "--epochs: expected an integer >= 1, got 2.5");
-  EXPECT_EQ(error_of([] { parsed("--scheduler step"); }),
-            "--scheduler: expected one of none, cosine, onecycle, cosine_restart, got step");
-  EXPECT_NE(error_of([] { parsed("--beta1 1.5"); }).find("--beta1: expected a number in [0, 1]"), std::string::npos);
-  EXPECT_NE(error_of([] { parsed("--epoch 3"); }).find("--epoch"), std::string::npos);
-}
-
-TEST(Flags, HelpShowsDefaultsAndWhatIsAccepted) {
-  Settings settings;
-  CLI::App app;
-  add_flags(app, settings);
-  const std::string help = app.help();
-  for (const char* part : {"--lr", "a number > 0", "0.001", "--no-amp", "default: on", "one of none, cosine", "a b"})
-    EXPECT_NE(help.find(part), std::string::npos) << part << " is not in\n" << help;
-}
-
-TEST(Flags, JsonRoundTrips) {
-  const Settings before = parsed("--lr 0.1 --no-amp --resume-from x --scheduler none --beta2 0.5 --data-root z");
-  Settings after;
-  options_from_json(nlohmann::json::parse(options_to_json(before).dump()), after);
-  EXPECT_EQ(options_to_json(after), options_to_json(before));
-  EXPECT_EQ(options_to_json(before)["scheduler"], "none");
-  EXPECT_TRUE(options_to_json(Settings{})["resume-from"].is_null());
-  options_from_json({{"resume-from", nullptr}}, after);
-  EXPECT_FALSE(after.resume.has_value());
-  EXPECT_EQ(after.rate, 0.1);
-}
-
-TEST(Flags, JsonErrorsChangeNothing) {
-  Settings s;
-  EXPECT_EQ(error_of([&] { options_from_json({{"lr", 0.5}, {"zeta", 1}, {"alpha", 2}}, s); }),
-            "options: unknown keys: alpha, zeta");
-  EXPECT_EQ(error_of([&] { options_from_json({{"lr", 0.5}, {"epochs", 1.5}}, s); }),
-            "--epochs: expected an integer >= 1, got 1.5");
-  EXPECT_NE(error_of([&] { options_from_json({{"lr", "fast"}}, s); }).find("got \"fast\""), std::string::npos);
-  EXPECT_NE(error_of([&] { options_from_json(nlohmann::json::array(), s); }), "");
-  EXPECT_EQ(s.rate, 1e-3);
+/// Where the tests of device code run: the CPU, and the GPU where there is one.
+std::vector<at::Device> devices() {
+  std::vector<at::Device> out{at::kCPU};
+  if (at::hasCUDA()) out.emplace_back(at::kCUDA, 0);
+  return out;
 }
 
 // ------------------------------------------------------------------------------------------- parameter_groups.hpp
@@ -197,10 +89,10 @@ TEST(ParameterGroups, AMisspeltPrefixIsAnErrorAFrozenOneIsNot) {
 // -------------------------------------------------------------------------------------------------- optimizer.hpp
 
 struct Pair : torch::nn::Module {
-  explicit Pair(at::ScalarType dtype) {
+  explicit Pair(at::ScalarType dtype, at::Device device = at::kCPU) {
     torch::manual_seed(5);
     a = register_module("a", torch::nn::Linear(3, 2));
-    to(dtype);
+    to(device, dtype);
   }
   torch::nn::Linear a{nullptr};
 };
@@ -210,14 +102,12 @@ std::vector<at::Tensor> drawn_gradients(const std::vector<at::Tensor>& parameter
   std::vector<at::Tensor> out;
   torch::manual_seed(100 + t);
   for (const at::Tensor& parameter : parameters)
-    out.push_back(at::randn(parameter.sizes(), at::kDouble).to(parameter.scalar_type()));
+    out.push_back(at::randn(parameter.sizes(), at::kDouble).to(parameter.options()));
   return out;
 }
 
-class AdamWAgainstFormula : public testing::TestWithParam<at::ScalarType> {};
-
-TEST_P(AdamWAgainstFormula, InFloat64) {
-  Pair module(GetParam());
+void compare_with_formula(at::ScalarType dtype, at::Device device) {
+  Pair module(dtype, device);
   const AdamW::Options options{.beta1 = 0.8, .beta2 = 0.95, .eps = 1e-6, .weight_decay = 0.1};
   AdamW optimizer(parameter_groups(module, {{"a.bias", 0.5}}), options);
   const auto parameters = module.parameters();
@@ -244,11 +134,15 @@ TEST_P(AdamWAgainstFormula, InFloat64) {
     }
     optimizer.step(rate);
   }
-  const double tolerance = GetParam() == at::kDouble ? 1e-12 : 1e-5;
+  const double tolerance = dtype == at::kDouble ? 1e-12 : 1e-5;
   for (std::size_t i = 0; i < w.size(); ++i)
-    EXPECT_LT((parameters[i].detach().to(at::kDouble) - w[i]).abs().max().item<double>(), tolerance);
+    EXPECT_LT((parameters[i].detach().to(at::kDouble) - w[i]).abs().max().item<double>(), tolerance) << device;
 }
-INSTANTIATE_TEST_SUITE_P(Types, AdamWAgainstFormula, testing::Values(at::kFloat, at::kDouble));
+
+TEST(AdamW, AgreesWithTheFormulaInFloat64) {
+  for (const at::Device device : devices())
+    for (const at::ScalarType dtype : {at::kFloat, at::kDouble}) compare_with_formula(dtype, device);
+}
 
 TEST(AdamW, AgreesWithLibTorchsOwn) {
   Pair ours(at::kDouble), theirs(at::kDouble);
@@ -267,32 +161,36 @@ TEST(AdamW, AgreesWithLibTorchsOwn) {
     EXPECT_TRUE(at::allclose(ours.parameters()[i], theirs.parameters()[i], 1e-12, 1e-14));
 }
 
-TEST(AdamW, FoundInfSkipsTheStepAndGradScaleDivides) {
-  Pair module(at::kFloat), scaled(at::kFloat);
+void check_skipping(at::Device device) {
+  const auto scalar = [&](double value) { return at::full({}, value, at::TensorOptions(at::kFloat).device(device)); };
+  Pair module(at::kFloat, device), scaled(at::kFloat, device);
   AdamW a(parameter_groups(module), {}), b(parameter_groups(scaled), {});
   const auto set = [](Pair& target, int64_t t, double factor) {
     const auto gradients = drawn_gradients(target.parameters(), t);
-    for (std::size_t i = 0; i < gradients.size(); ++i)
-      target.parameters()[i].mutable_grad() = gradients[i] * factor;
+    for (std::size_t i = 0; i < gradients.size(); ++i) target.parameters()[i].mutable_grad() = gradients[i] * factor;
   };
   set(module, 1, 1);
   a.step(0.1);
   set(module, 2, 1);
   a.step(0.1);
   set(scaled, 1, 8);
-  b.step(0.1, at::zeros({1}), at::full({1}, 8.0));
+  b.step(0.1, scalar(0), scalar(8));
   set(scaled, 7, std::numeric_limits<double>::infinity());
-  b.step(0.1, at::ones({1}));
+  b.step(0.1, scalar(1));
   set(scaled, 2, 1);
-  b.step(0.1, at::zeros({1}));
+  b.step(0.1, scalar(0));
   for (std::size_t i = 0; i < 2; ++i)
-    EXPECT_TRUE(at::allclose(module.parameters()[i], scaled.parameters()[i], 1e-6, 1e-7));
+    EXPECT_TRUE(at::allclose(module.parameters()[i], scaled.parameters()[i], 1e-6, 1e-7)) << device;
   for (const auto& [name, tensor] : b.state()) {
     if (name.starts_with("step.")) {
       EXPECT_EQ(tensor.item<float>(), 2) << name;
     }
     EXPECT_TRUE(tensor.isfinite().all().item<bool>()) << name;
   }
+}
+
+TEST(AdamW, FoundInfSkipsTheStepAndGradScaleDivides) {
+  for (const at::Device device : devices()) check_skipping(device);
 }
 
 TEST(AdamW, AMissingGradientIsAZeroGradient) {
@@ -323,18 +221,20 @@ TEST(AdamW, AStateOfOtherParametersIsRefused) {
 // ---------------------------------------------------------------------------------------- clip.hpp, precision.hpp
 
 TEST(Clip, NormAgreesWithLibTorchAndSmallGradientsStay) {
-  for (const double limit : {0.5, 1e6}) {
-    Pair ours(at::kFloat), theirs(at::kFloat);
-    std::vector<at::Tensor> gradients;
-    for (std::size_t i = 0; i < 2; ++i) {
-      const at::Tensor g = drawn_gradients(ours.parameters(), 1)[i];
-      gradients.push_back(g.clone());
-      theirs.parameters()[i].mutable_grad() = g;
+  for (const at::Device device : devices()) {
+    for (const double limit : {0.5, 1e6}) {
+      Pair ours(at::kFloat, device), theirs(at::kFloat, device);
+      std::vector<at::Tensor> gradients;
+      for (std::size_t i = 0; i < 2; ++i) {
+        const at::Tensor g = drawn_gradients(ours.parameters(), 1)[i];
+        gradients.push_back(g.clone());
+        theirs.parameters()[i].mutable_grad() = g;
+      }
+      const double norm = torch::nn::utils::clip_grad_norm_(theirs.parameters(), limit);
+      EXPECT_NEAR(clip_norm(gradients, limit).item<double>(), norm, 1e-5);
+      for (std::size_t i = 0; i < 2; ++i)
+        EXPECT_TRUE(at::allclose(gradients[i], theirs.parameters()[i].grad(), 1e-6, 1e-7)) << device;
     }
-    const double norm = torch::nn::utils::clip_grad_norm_(theirs.parameters(), limit);
-    EXPECT_NEAR(clip_norm(gradients, limit).item<double>(), norm, 1e-5);
-    for (std::size_t i = 0; i < 2; ++i)
-      EXPECT_TRUE(at::allclose(gradients[i], theirs.parameters()[i].grad(), 1e-6, 1e-7));
   }
   EXPECT_THROW(clip_norm({}, 1), c10::Error);
   EXPECT_THROW(clip_norm({at::ones({1})}, 0), c10::Error);
@@ -347,37 +247,40 @@ TEST(Clip, ValuesStayWithinTheLimit) {
 }
 
 TEST(LossScale, FindsWhatIsNotFiniteInEveryPrecision) {
-  for (const Precision precision : {Precision::Float32, Precision::Float16}) {
-    const LossScale scale(at::kCPU, precision);
-    const auto found = [&](double value) {
-      return scale.unscale({at::ones({3}), at::full({2, 2}, value)}).item<float>();
-    };
-    EXPECT_EQ(found(1), 0);
-    EXPECT_EQ(found(std::numeric_limits<double>::infinity()), 1);
-    EXPECT_EQ(found(std::numeric_limits<double>::quiet_NaN()), 1);
+  for (const at::Device device : devices()) {
+    for (const Precision precision : {Precision::Float32, Precision::Float16}) {
+      const LossScale scale(device, precision);
+      const auto found = [&](double value) {
+        return scale.unscale({at::ones({3}, device), at::full({2, 2}, value, device)}).item<float>();
+      };
+      EXPECT_EQ(found(1), 0);
+      EXPECT_EQ(found(std::numeric_limits<double>::infinity()), 1);
+      EXPECT_EQ(found(std::numeric_limits<double>::quiet_NaN()), 1);
+    }
   }
 }
 
 TEST(LossScale, HalvesOnABadStepAndDoublesAfterGoodOnes) {
-  LossScale scale(at::kCPU, Precision::Float16, {.initial = 16, .growth_interval = 2});
-  EXPECT_EQ(scale.apply(at::full({}, 2.0)).item<float>(), 32);
-  const std::vector<at::Tensor> gradients{at::full({2}, 32.0)};
-  const at::Tensor good = scale.unscale(gradients);
-  EXPECT_TRUE(at::equal(gradients[0], at::full({2}, 2.0)));
-  const at::Tensor bad = at::ones({1});
-  std::vector<float> seen;
-  for (const at::Tensor& step : {bad, good, good, good, bad}) {
-    scale.update(step);
-    seen.push_back(scale.scale().item<float>());
+  for (const at::Device device : devices()) {
+    LossScale scale(device, Precision::Float16, {.initial = 16, .growth_interval = 2});
+    EXPECT_EQ(scale.apply(at::full({}, 2.0, device)).item<float>(), 32);
+    const std::vector<at::Tensor> gradients{at::full({2}, 32.0, device)};
+    const at::Tensor good = scale.unscale(gradients), bad = at::ones_like(good);
+    EXPECT_TRUE(at::equal(gradients[0], at::full({2}, 2.0, device)));
+    std::vector<float> seen;
+    for (const at::Tensor& step : {bad, good, good, good, bad}) {
+      scale.update(step);
+      seen.push_back(scale.scale().item<float>());
+    }
+    EXPECT_EQ(seen, (std::vector<float>{8, 8, 16, 16, 8}));
+    LossScale other(device, Precision::Float16);
+    other.load_state(scale.state());
+    EXPECT_EQ(other.scale().item<float>(), 8);
+    LossScale none(device, Precision::BFloat16);
+    none.update(bad);
+    EXPECT_EQ(none.apply(at::full({}, 2.0, device)).item<float>(), 2);
+    EXPECT_EQ(none.scale().item<float>(), 1);
   }
-  EXPECT_EQ(seen, (std::vector<float>{8, 8, 16, 16, 8}));
-  LossScale other(at::kCPU, Precision::Float16);
-  other.load_state(scale.state());
-  EXPECT_EQ(other.scale().item<float>(), 8);
-  LossScale none(at::kCPU, Precision::BFloat16);
-  none.update(bad);
-  EXPECT_EQ(none.apply(at::full({}, 2.0)).item<float>(), 2);
-  EXPECT_EQ(none.scale().item<float>(), 1);
 }
 
 TEST(Autocast, HoldsForItsScopeOnly) {
@@ -389,7 +292,10 @@ TEST(Autocast, HoldsForItsScopeOnly) {
     EXPECT_EQ(at::matmul(x, x).scalar_type(), at::kFloat);
   }
   EXPECT_EQ(at::matmul(x, x).scalar_type(), at::kFloat);
-  EXPECT_EQ(default_precision(at::kCPU, true), Precision::Float32);
+  for (const at::Device device : devices()) {
+    EXPECT_EQ(default_precision(device, false), Precision::Float32);
+    EXPECT_EQ(default_precision(device, true) == Precision::Float32, device.is_cpu());
+  }
 }
 
 TEST(Autocast, KeepsNoCastOfAParameterPastItsScope) {
@@ -404,58 +310,6 @@ TEST(Autocast, KeepsNoCastOfAParameterPastItsScope) {
     w.fill_(3);
   }
   EXPECT_EQ(product(), 6);
-}
-
-// --------------------------------------------------------------------------------------------------- schedule.hpp
-
-constexpr auto every_shape = {Schedule::Shape::None, Schedule::Shape::Cosine, Schedule::Shape::OneCycle,
-                              Schedule::Shape::CosineRestart};
-
-TEST(Schedule, StaysBetweenFloorAndPeakAndReachesThem) {
-  for (const auto shape : every_shape) {
-    for (const int64_t warmup : {0, 7}) {
-      const Schedule rate{.shape = shape, .peak = 1, .floor = 0.01, .warmup_steps = warmup, .total_steps = 100};
-      double highest = 0;
-      for (int64_t s = 0; s < 100; ++s) {
-        EXPECT_GE(rate(s), 0.01);
-        EXPECT_LE(rate(s), 1);
-        highest = std::max(highest, rate(s));
-      }
-      EXPECT_DOUBLE_EQ(highest, 1);
-      EXPECT_DOUBLE_EQ(rate(99), shape == Schedule::Shape::None ? 1 : 0.01);
-      EXPECT_DOUBLE_EQ(rate(5000), rate(99));
-      for (int64_t s = 1; s < warmup; ++s) EXPECT_GT(rate(s), rate(s - 1));
-      if (warmup > 0) {
-        EXPECT_DOUBLE_EQ(rate(warmup - 1), 1);
-      }
-    }
-  }
-}
-
-TEST(Schedule, CosineIsTheFormula) {
-  const Schedule rate{.peak = 2, .floor = 1, .warmup_steps = 3, .total_steps = 14};
-  EXPECT_NEAR(rate(0), 1 + 1.0 / 3, 1e-12);
-  for (int64_t s = 3; s < 14; ++s)
-    EXPECT_NEAR(rate(s), 1 + 0.5 * (1 + std::cos(std::acos(-1.0) * static_cast<double>(s - 3) / 10)), 1e-12);
-}
-
-TEST(Schedule, RestartsBeginAtThePeakAndDoubleInLength) {
-  const Schedule rate{.shape = Schedule::Shape::CosineRestart, .peak = 1, .floor = 0, .total_steps = 70, .cycles = 3};
-  for (const int64_t begin : {0, 10, 30}) EXPECT_DOUBLE_EQ(rate(begin), 1);
-  for (const int64_t end : {9, 29, 69}) EXPECT_NEAR(rate(end), 0, 1e-15);
-  int rises = 0;
-  for (int64_t s = 1; s < 70; ++s) rises += rate(s) > rate(s - 1);
-  EXPECT_EQ(rises, 2);
-}
-
-TEST(Schedule, TinyAndImpossibleOnes) {
-  for (const auto shape : every_shape)
-    for (int64_t total = 1; total < 5; ++total)
-      for (int64_t s = 0; s < total; ++s)
-        EXPECT_TRUE(std::isfinite(Schedule{.shape = shape, .total_steps = total}(s)));
-  EXPECT_THROW(Schedule{}(-1), std::invalid_argument);
-  EXPECT_THROW((Schedule{.warmup_steps = 2}(0)), std::invalid_argument);
-  EXPECT_THROW((Schedule{.peak = 1e-9}(0)), std::invalid_argument);
 }
 
 // -------------------------------------------------------------------------------------------------------- ema.hpp
@@ -691,62 +545,6 @@ TEST(RandomNumbers, RanksDifferAndSeedsRepeat) {
   EXPECT_FALSE(at::equal(draw(1, 0), draw(1, 1)));
   EXPECT_FALSE(at::equal(draw(1, 1), draw(2, 0)));
   EXPECT_THROW(set_random_state({}, at::kCPU), c10::Error);
-}
-
-// --------------------------------------------------------------------------------- metrics_log.hpp, progress.hpp
-
-using Logs = Folder;
-
-TEST_F(Logs, AppendWholeLinesAndForgetWhatWillBeRunAgain) {
-  const fs::path file = path / "metrics.jsonl";
-  {
-    MetricsLog log(file);
-    log.write({{"options", "x"}});
-    for (int epoch = 0; epoch < 4; ++epoch)
-      log.write({{"epoch", epoch}, {"loss", epoch == 1 ? std::numeric_limits<double>::quiet_NaN() : 0.5}});
-  }
-  EXPECT_EQ(text_of(file), "{\"options\":\"x\"}\n{\"epoch\":0,\"loss\":0.5}\n{\"epoch\":1,\"loss\":null}\n"
-                           "{\"epoch\":2,\"loss\":0.5}\n{\"epoch\":3,\"loss\":0.5}\n");
-  std::ofstream(file, std::ios::app) << "{\"epoch\":0,\"lo";
-  MetricsLog(file, 2).write({{"epoch", 2}});
-  EXPECT_EQ(text_of(file),
-            "{\"options\":\"x\"}\n{\"epoch\":0,\"loss\":0.5}\n{\"epoch\":1,\"loss\":null}\n{\"epoch\":2}\n");
-  std::ofstream(file, std::ios::app) << "nonsense\n";
-  EXPECT_NE(error_of([&] { MetricsLog(file, 2); }).find("line 5"), std::string::npos);
-  EXPECT_THROW(MetricsLog(path / "absent" / "x.jsonl"), std::runtime_error);
-}
-
-TEST_F(Logs, ProgressIsPlainLinesWhereThereIsNoTerminal) {
-  std::FILE* out = std::fopen((path / "out").c_str(), "w");
-  {
-    Progress progress("train", 4, out, /*interval=*/0);
-    for (int i = 1; i <= 4; ++i) progress.update(i, "loss 0.5");
-  }
-  std::fclose(out);
-  const std::string text = text_of(path / "out");
-  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 5);
-  EXPECT_EQ(text.find('\r'), std::string::npos);
-  EXPECT_NE(text.find("4/4"), std::string::npos);
-
-  out = std::fopen((path / "out").c_str(), "w");
-  {
-    Progress quiet("train", 1000, out, /*interval=*/3600);
-    for (int i = 1; i <= 1000; ++i) quiet.update(i);
-  }
-  std::fclose(out);
-  const std::string once = text_of(path / "out");
-  EXPECT_EQ(std::count(once.begin(), once.end(), '\n'), 1);
-}
-
-TEST(Progress, LineFitsItsWidthAndShowsTheRest) {
-  const std::string line = progress_line("train", 25, 100, 50, "loss 0.31", 100);
-  EXPECT_NE(line.find("25/100"), std::string::npos);
-  EXPECT_NE(line.find("2:30 left"), std::string::npos);
-  EXPECT_NE(line.find("loss 0.31"), std::string::npos);
-  const std::string bar = line.substr(line.find('[') + 1, line.find(']') - line.find('[') - 1);
-  EXPECT_EQ(std::count(bar.begin(), bar.end(), '#'), static_cast<int>(bar.size() / 4));
-  for (std::size_t width = 1; width < 120; ++width) EXPECT_LE(progress_line("a", 3, 9, 7, "note", width).size(), width);
-  EXPECT_EQ(duration_text(3725), "1:02:05");
 }
 
 }  // namespace

@@ -49,7 +49,7 @@ struct RecomputeFunction : torch::autograd::Function<RecomputeFunction> {
     ctx->save_for_backward(std::move(saved));
     ctx->saved_data["plan"] = c10::IValue::make_capsule(plan);
     ctx->set_materialize_grads(false);
-    // A cast of a parameter that is made here, where no graph is recorded, must not be found by a later layer.
+    // Some LibTorch releases keep a cast that is made here, where no graph is recorded, for layers that record one.
     AutocastState uncached = plan->autocast;
     uncached.cache = false;
     const AutocastGuard autocast(uncached);
@@ -83,7 +83,8 @@ struct RecomputeFunction : torch::autograd::Function<RecomputeFunction> {
   }
 
  private:
-  static torch::autograd::variable_list repeat(const RecomputePlan& plan, const torch::autograd::variable_list& inputs) {
+  static torch::autograd::variable_list repeat(const RecomputePlan& plan,
+                                               const torch::autograd::variable_list& inputs) {
     const at::AutoGradMode record(true);
     const RecomputingGuard repeated;
     const RandomStateGuard random(plan.random);

@@ -11,9 +11,11 @@
 #include <vector>
 
 #include "moecod/data/canvas.hpp"
-#include "moecod/data/noise.hpp"
+#include "moecod/data/distractor.hpp"
+#include "moecod/data/dress.hpp"
 #include "moecod/data/photograph.hpp"
 #include "moecod/data/random.hpp"
+#include "moecod/data/recipe.hpp"
 #include "moecod/data/sample.hpp"
 #include "moecod/data/shape.hpp"
 #include "moecod/io/image.hpp"
@@ -31,10 +33,8 @@ struct Camouflage {
 /// Generates pictures of hidden objects from photographs.
 ///
 /// A crop of a photograph, at a random place and scale, is the scene. The object has a random organic outline and
-/// wears a texture from elsewhere in the same photograph, turned, scaled and perhaps mirrored; its colours are moved
-/// towards those around it,
-///     v' = mean_t + m (mean_s - mean_t) + (v - mean_t) (1 + m (dev_s / dev_t - 1)),
-/// t the texture, s the surroundings, m the amount of matching; then it is shaded as a rounded body and blended in.
+/// wears a texture from elsewhere in the same photograph, turned, scaled and perhaps mirrored, its colours moved
+/// towards those around it (`dress`), shaded as a rounded body and blended in (`blend`).
 /// What is left to find it by is the texture's direction and scale, the shading, a faint contact shadow, and at least
 /// a small step in brightness. `difficulty` moves all of them together: at 0 the object stands out, at 1 nothing but
 /// the texture's direction gives it away.
@@ -111,27 +111,6 @@ class Generator {
   }
 
  private:
-  /// How strongly the object of a regime is hidden, and by what it can be found.
-  struct Recipe {
-    float match;     // colours moved towards the surroundings, 0..1
-    float contrast;  // least difference of mean brightness, grey levels
-    float shading;   // amplitude of the body's shading, 0..1
-    float edge;      // half width of the blended boundary, pixels
-    float opacity;   // of the object's inside, 0..1
-  };
-
-  Recipe recipe(Regime regime, float radius) const {
-    const auto hidden = static_cast<float>(options_.difficulty);
-    const float shown = 1.0F - hidden;
-    const float sharp = 0.7F * static_cast<float>(options_.size) / 96.0F;
-    switch (regime) {
-      case Regime::Cluttered: return {hidden, 26.0F * shown, 0.26F * shown, sharp, 1.0F};
-      case Regime::Clear: return {0.4F * hidden, 55.0F * (1.0F - 0.6F * hidden), 0.3F * shown, sharp, 1.0F};
-      case Regime::MultiScale: return {hidden, 26.0F * shown, 0.26F * shown, sharp, 1.0F};
-      default: return {hidden, 34.0F * shown, 0.3F * shown, sharp + 0.22F * radius, 0.9F};
-    }
-  }
-
   float side() const { return static_cast<float>(options_.size); }
 
   /// The scene: a square of the photograph from 30 % of its shorter side (or the picture's own size) up to all of it.
@@ -236,105 +215,16 @@ class Generator {
   void hide(Canvas& canvas, Image& mask, const Photograph& photograph, const Window& scene, Regime regime, float area,
             Random& random) const {
     const float radius = std::sqrt(area / 3.1415927F);
-    const Recipe recipe = this->recipe(regime, radius);
+    const Recipe recipe = recipe_for(regime, static_cast<float>(options_.difficulty), options_.size, radius);
     const float ring = std::max(3.0F, 0.4F * radius);
     const Placed placed = place(mask, area, std::max(ring, 2.0F * recipe.edge), random);
     const Moments around = surroundings(canvas, placed, ring);
     const Window window = texture(photograph, scene, placed, around, regime, random);
-
-    const int64_t rows = placed.distance.height;
-    const int64_t columns = placed.distance.width;
-    std::vector<float> dress(static_cast<std::size_t>(rows * columns * 3));
-    Moments worn;
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t j = 0; j < columns; ++j) {
-        const float d = placed.distance.at(i, j);
-        if (d > 2.0F * recipe.edge) continue;
-        float* rgb = dress.data() + 3 * (i * columns + j);
-        window.read(photograph, static_cast<float>(placed.top + i), static_cast<float>(placed.left + j), rgb);
-        if (d < 0.0F) worn.add(rgb);
-      }
-    }
-    std::array<float, 3> gain{};
-    std::array<float, 3> mean{};
-    float step = 0.0F;
-    for (std::size_t c = 0; c < 3; ++c) {
-      const float ratio = std::clamp(around.deviation(c) / std::max(worn.deviation(c), 2.0F), 0.4F, 2.5F);
-      gain[c] = 1.0F + recipe.match * (ratio - 1.0F);
-      mean[c] = worn.mean(c) + recipe.match * (around.mean(c) - worn.mean(c));
-      step += (mean[c] - around.mean(c)) / 3.0F;
-    }
-    if (std::fabs(step) < recipe.contrast) {
-      const float middle = (around.mean(0) + around.mean(1) + around.mean(2)) / 3.0F;
-      const float sign = middle < recipe.contrast + 20.0F ? 1.0F : middle > 200.0F ? -1.0F : step < 0.0F ? -1.0F : 1.0F;
-      for (float& value : mean) value += sign * recipe.contrast - step;
-    }
-
-    const float light = random.uniform(0.0F, 6.2831853F);
-    const float light_y = std::sin(light);
-    const float light_x = std::cos(light);
-    const bool mixed = regime == Regime::Ambiguous;
-    const float cells = 6.0F;
-    const Field mixing = mixed ? fractal_noise(rows, columns, cells, cells, 3, random) : Field();
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t j = 0; j < columns; ++j) {
-        const float d = placed.distance.at(i, j);
-        const int64_t y = placed.top + i;
-        const int64_t x = placed.left + j;
-        if (d < 0.0F) mask.at(y, x) = 255;
-        const float side_lit = std::clamp(((static_cast<float>(y) - placed.y) * light_y +
-                                           (static_cast<float>(x) - placed.x) * light_x) / placed.radius, -1.3F, 1.3F);
-        float* out = canvas.at(y, x);
-        if (d > 0.0F && !mixed) {  // the contact shadow, away from the light
-          const float shadow = 0.9F * recipe.shading * std::max(0.0F, 0.3F - side_lit) *
-                               std::max(0.0F, 1.0F - d / std::max(2.0F, 0.25F * placed.radius));
-          for (int c = 0; c < 3; ++c) out[c] *= 1.0F - shadow;
-        }
-        if (d > 2.0F * recipe.edge) continue;
-        const float ragged = mixed ? d + 0.6F * recipe.edge * mixing.at(i, j) : d;
-        const float alpha = recipe.opacity * smooth_step(-ragged, recipe.edge);
-        const float depth = std::clamp(-d / (0.6F * placed.radius), 0.0F, 1.0F);
-        const float shade = 1.0F + recipe.shading * (side_lit * 0.8F + (depth - 0.5F) * 0.6F);
-        const float* rgb = dress.data() + 3 * (i * columns + j);
-        for (std::size_t c = 0; c < 3; ++c) {
-          const float value = (mean[c] + gain[c] * (rgb[c] - worn.mean(c))) * shade;
-          out[c] += alpha * (value - out[c]);
-        }
-      }
-    }
-  }
-
-  /// Draws something with an outline that is no object: a leaf-like piece of the scene itself, moved but neither
-  /// turned nor scaled nor shaded, or a mere shadow, or a mere contour.
-  void distract(Canvas& canvas, const Photograph& photograph, const Window& scene, Random& random) const {
-    const float area = side() * side() * random.uniform(0.012F, 0.07F);
-    const Shape shape(random.chance(0.5F) ? Shape::Kind::Leaf : Shape::Kind::Lobes, random);
-    const float edge = 0.7F * side() / 96.0F;
-    const Placed placed = rasterize(shape, random.uniform(0.0F, side()), random.uniform(0.0F, side()), area,
-                                    random.uniform(0.0F, 6.2831853F), canvas.height, canvas.width, 3.0F, random);
-    const int64_t kind = random.below(3);
-    const float strength = random.sign() * random.uniform(0.1F, 0.22F);
-    const auto home = scene.source_of(placed.y, placed.x);
-    const float moved = 2.5F * placed.radius * scene.step();
-    const Window piece(placed.y, placed.x, home[0] + random.uniform(-moved, moved),
-                       home[1] + random.uniform(-moved, moved), scene.step(), 0.0F, false);
+    const std::vector<float> colors = dress(photograph, window, placed, around, recipe);
+    blend(canvas, placed, colors, recipe, regime == Regime::Ambiguous, random);
     for (int64_t i = 0; i < placed.distance.height; ++i) {
       for (int64_t j = 0; j < placed.distance.width; ++j) {
-        const float d = placed.distance.at(i, j);
-        if (d > 3.0F * edge) continue;
-        const int64_t y = placed.top + i;
-        const int64_t x = placed.left + j;
-        float* out = canvas.at(y, x);
-        if (kind == 0) {
-          float rgb[3];
-          piece.read(photograph, static_cast<float>(y), static_cast<float>(x), rgb);
-          const float alpha = smooth_step(-d, edge);
-          for (int c = 0; c < 3; ++c) out[c] += alpha * (rgb[c] - out[c]);
-        } else {
-          const float amount = kind == 1 ? smooth_step(-d, 2.0F * edge)
-                                         : 1.5F * std::max(0.0F, 1.0F - std::fabs(d) / (2.0F * edge));
-          for (int c = 0; c < 3; ++c) out[c] *= 1.0F + strength * amount;
-        }
+        if (placed.distance.at(i, j) < 0.0F) mask.at(placed.top + i, placed.left + j) = 255;
       }
     }
   }

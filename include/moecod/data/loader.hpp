@@ -88,7 +88,8 @@ struct LoaderOptions {
 /// whole batch, a sample's augmentation is keyed on (seed, epoch, index), and finished batches wait in a bounded ring
 /// until their turn. In training a bad_sample is replaced by the next one of the source; in evaluation it is left
 /// out, so its batch is smaller, or skipped if nothing is left. Any other exception of a worker is rethrown by the
-/// `next` whose batch it was; the call after that goes on behind it. Destruction waits for the samples in work, no longer.
+/// `next` whose batch it was; the call after that goes on behind it. Destruction waits for the samples in work, no
+/// longer.
 ///
 /// `next` and `start` are for one consumer thread. Touches no device.
 /// Errors: std::invalid_argument for options out of range; std::logic_error for `next` before `start`; what the source

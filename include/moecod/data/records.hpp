@@ -116,7 +116,9 @@ inline Records open_cod10k(const fs::path& root, Split split, const RecordOption
     if (fs::exists(path)) {
       for (std::string& name : listed_names(path)) names.insert(std::move(name));
     } else if (split == Split::Validation) {
-      if (kind == "CAM") throw std::runtime_error("data set " + root.string() + " lists no validation part: " + path.string());
+      if (kind == "CAM") {
+        throw std::runtime_error("data set " + root.string() + " lists no validation part: no " + path.string());
+      }
     } else {
       for (const auto& [name, file] : images) {
         if (name.starts_with("COD10K-" + kind + "-")) names.insert(name);
@@ -169,9 +171,10 @@ inline Records open(const std::filesystem::path& root, Split split, const Record
     }
     for (const fs::path& folder : folders) add_folder(folder);
   } else {
-    throw std::runtime_error("no " + std::string(split == Split::Validation ? "validation" : part == "Test" ? "test" : "training") +
-                             " data found in " + root.string() + ": expected " + part + "/{Image,GT_Object} (COD10K), Images/" +
-                             part + " with GT (CAMO), {Imgs,GT}, TrainDataset or TestDataset");
+    const std::string what = split == Split::Validation ? "validation" : split == Split::Test ? "test" : "training";
+    throw std::runtime_error("no " + what + " data found in " + root.string() + ": expected " + part +
+                             "/{Image,GT_Object} (COD10K), Images/" + part +
+                             " with GT (CAMO), {Imgs,GT}, TrainDataset or TestDataset");
   }
   if (out.records.empty()) {
     throw std::runtime_error("data set " + root.string() + " (" + out.layout + " layout) has no image with a mask" +

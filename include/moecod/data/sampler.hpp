@@ -28,9 +28,10 @@ struct Sampler {
   /// training.
   std::vector<int64_t> indices(int64_t epoch) const {
     if (size < 0 || batch <= 0 || world <= 0 || rank < 0 || rank >= world || epoch < 0) {
-      throw std::invalid_argument("Sampler: expected size >= 0, batch > 0, world > 0, rank in 0..world-1 and epoch >= 0, got " +
-                                  std::to_string(size) + ", " + std::to_string(batch) + ", " + std::to_string(world) +
-                                  ", " + std::to_string(rank) + ", " + std::to_string(epoch));
+      throw std::invalid_argument(
+          "Sampler: expected size >= 0, batch > 0, world > 0, rank in 0..world-1 and epoch >= 0, got " +
+          std::to_string(size) + ", " + std::to_string(batch) + ", " + std::to_string(world) + ", " +
+          std::to_string(rank) + ", " + std::to_string(epoch));
     }
     std::vector<int64_t> out;
     if (!train) {

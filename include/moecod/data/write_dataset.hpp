@@ -122,9 +122,11 @@ inline bool dataset_exists(const std::filesystem::path& folder, const nlohmann::
 /// Returns false, and writes nothing, if the folder already holds this data set.
 /// Errors: std::runtime_error if the folder holds something else or cannot be written; std::invalid_argument for
 /// options out of range.
-inline bool write_dataset(const std::filesystem::path& folder, const PhotographSplit& split,
+inline bool write_dataset(const std::filesystem::path& output, const PhotographSplit& split,
                           const DatasetOptions& options) {
   namespace fs = std::filesystem;
+  fs::path folder = fs::absolute(output).lexically_normal();
+  if (!folder.has_filename()) folder = folder.parent_path();  // it ended in a slash
   if (options.train < 0 || options.validation < 0 || options.test < 0 || options.threads <= 0) {
     throw std::invalid_argument("write_dataset: expected train, validation, test >= 0 and threads > 0");
   }
@@ -159,7 +161,8 @@ inline bool write_dataset(const std::filesystem::path& folder, const PhotographS
   };
   const int64_t total = options.train + options.validation + options.test;
   std::vector<Picture> pictures(static_cast<std::size_t>(total));
-  const std::array<std::size_t, 3> first_photograph{0, split.train.size(), split.train.size() + split.validation.size()};
+  const std::array<std::size_t, 3> first_photograph{0, split.train.size(),
+                                                    split.train.size() + split.validation.size()};
   std::atomic<int64_t> next{0};
   std::mutex mutex;
   int64_t done = 0;

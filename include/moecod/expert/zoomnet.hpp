@@ -4,6 +4,7 @@
 #include <cmath>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "moecod/expert/decoder/aspp.hpp"
@@ -24,7 +25,7 @@ namespace moecod::expert {
 /// shared one. The other two come from the shared backbone run again on the resized pictures (sides rounded to
 /// multiples of 32, at least 32), only on the rows that were routed here: 2.5 times the backbone's own cost for them.
 /// With Options::resample they are the shared features, resized: free, but no new detail is seen, so 'zooming' is
-/// then a manner of speaking; and no pixels are gathered.
+/// then a manner of speaking; `input` then leaves the pixels out.
 ///
 /// Loss: bce + lambda(progress) * uncertainty (loss/uncertainty_aware.hpp). In training the running statistics of the
 /// layers shared by the scales (f_i) move three times in a forward, once a scale.
@@ -45,6 +46,12 @@ class ZoomNet : public torch::nn::Module {
   };
   using rows = moecod::rows::Images;
   using Output = decoder::Maps;
+
+  /// The pyramids of the picture at 0.5, 1 and 1.5 times its size.
+  struct Views {
+    Pyramid small, middle, large;
+    static constexpr auto members = std::make_tuple(&Views::small, &Views::middle, &Views::large);
+  };
 
   explicit ZoomNet(const Options& options) : options_(options) {
     decoder::check_options("ZoomNet", options.channels, options.width);
@@ -72,12 +79,19 @@ class ZoomNet : public torch::nn::Module {
     return read;
   }
 
-  Output forward(const Scene& scene) {
+  /// Makes the other scales. It uses the backbone's parameters and none of its own, so it stays outside of
+  /// recomputation: recompute forward(views) only.
+  Views prepare(const Scene& scene) const {
     decoder::check_pyramid("ZoomNet", scene.pyramid, options_.channels);
-    const Pyramid small = view(scene, 0.5), large = view(scene, 1.5);
+    return {.small = view(scene, 0.5), .middle = scene.pyramid, .large = view(scene, 1.5)};
+  }
+
+  Output forward(const Scene& scene) { return forward(prepare(scene)); }
+
+  Output forward(const Views& views) {
     at::Tensor z;
     for (std::size_t i = 4; i-- > 0;) {
-      at::Tensor merged = merge_[i]->forward(reduce(i, large[i]), reduce(i, scene.pyramid[i]), reduce(i, small[i]));
+      at::Tensor merged = merge_[i]->forward(reduce(i, views.large[i]), reduce(i, views.middle[i]), reduce(i, views.small[i]));
       if (z.defined()) merged = merged + layers::resize_like(z, merged);
       z = unit_[i]->forward(merged);
     }
@@ -106,6 +120,9 @@ class ZoomNet : public torch::nn::Module {
     TORCH_CHECK(scene.image.defined() && scene.encode != nullptr,
                 "ZoomNet: scene.image and scene.encode are needed for the other scales; set options.resample to do "
                 "without them");
+    TORCH_CHECK(!recomputing(),
+                "ZoomNet: scene.encode cannot run inside recomputation, where the backbone would get no gradient from "
+                "it; recompute forward(prepare(scene)) instead");
     const auto side = [&](int64_t n) { return 32 * std::max<int64_t>(1, std::llround(factor * double(n) / 32)); };
     const at::Tensor& image = scene.image;
     Pyramid out = (*scene.encode)(layers::resize(image, side(image.size(2)), side(image.size(3))));

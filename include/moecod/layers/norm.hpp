@@ -42,6 +42,19 @@ class BatchNorm2d : public torch::nn::Module, public BatchStatistics {
     }
   }
 
+  // LibTorch's conversions cast integers too; the count stays int64.
+  void to(torch::Device device, torch::Dtype dtype, bool non_blocking = false) override {
+    const at::Tensor count = num_batches_tracked.to(device, non_blocking);
+    torch::nn::Module::to(device, dtype, non_blocking);
+    num_batches_tracked.set_data(count);
+  }
+  void to(torch::Dtype dtype, bool non_blocking = false) override {
+    const at::Tensor count = num_batches_tracked.clone();
+    torch::nn::Module::to(dtype, non_blocking);
+    num_batches_tracked.set_data(count);
+  }
+  void to(torch::Device device, bool non_blocking = false) override { torch::nn::Module::to(device, non_blocking); }
+
   at::Tensor weight, bias, running_mean, running_var, num_batches_tracked;
 
  private:

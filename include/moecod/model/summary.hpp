@@ -32,7 +32,8 @@ struct Summary {
   Part total{"total"}, active{"active"};
 };
 
-/// Measures a ModelLevel by running its parts on one image of zeros. The model's mode is left as it was.
+/// Measures a ModelLevel by running its parts on one image of zeros, in evaluation mode, which the model is
+/// left in.
 ///
 /// Experts are measured one by one, whatever the router would choose; passes that an expert makes through the shared
 /// backbone count as the expert's. Synchronises: never, but it runs the whole model once.
@@ -42,7 +43,6 @@ Summary summarise(Model& model, int64_t height, int64_t width) {
   using Mixture = typename Model::mixture_type;
   constexpr int64_t E = Mixture::num_experts;
   const at::NoGradGuard no_grad;
-  const bool training = model.is_training();
   model.eval();
   const at::Tensor image = at::zeros({1, 3, height, width}, model.parameters().front().options());
   Summary out;
@@ -67,7 +67,6 @@ Summary summarise(Model& model, int64_t height, int64_t width) {
     out.parts.push_back({"expert " + std::to_string(e), parameters, counter.total()});
     return experts::Part<std::remove_cvref_t<decltype(output)>>{{}, {}, std::move(output)};
   });
-  model.train(training);
 
   const double share = static_cast<double>(Mixture::select_type::assignments(E, E)) / static_cast<double>(E * E);
   double parameters = 0, macs = 0;

@@ -1,4 +1,5 @@
 #pragma once
+#include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_foreach_clamp_max.h>
@@ -7,7 +8,6 @@
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/clamp_max.h>
 #include <ATen/ops/linalg_vector_norm.h>
-#include <ATen/ops/reciprocal.h>
 #include <ATen/ops/stack.h>
 
 #include <vector>
@@ -30,7 +30,7 @@ inline at::Tensor clip_norm(const std::vector<at::Tensor>& gradients, double max
   TORCH_CHECK(max_norm > 0, "clip_norm: max_norm must be positive, got ", max_norm);
   const at::Tensor norm = gradient_norm(gradients);
   const at::NoGradGuard no_grad;
-  at::_foreach_mul_(gradients, at::clamp_max(at::reciprocal(norm + 1e-6) * max_norm, 1.0));
+  at::_foreach_mul_(gradients, at::clamp_max(max_norm / (norm + 1e-6), 1.0));
   return norm;
 }
 

@@ -1,4 +1,5 @@
 #pragma once
+#include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_foreach_add.h>
@@ -70,14 +71,14 @@ class AdamW {
 
   /// One step at the scheduled learning rate.
   ///
-  /// `found_inf`, a float32 tensor of one element on the parameters' device, skips the step where it is 1: parameters,
+  /// `found_inf`, a float32 scalar on the parameters' device, skips the step where it is 1: parameters,
   /// moments and step counts stay. `grad_scale`, of the same form, divides the gradients first.
   void step(double learning_rate, const std::optional<at::Tensor>& found_inf = {},
             const std::optional<at::Tensor>& grad_scale = {}) {
     const at::NoGradGuard no_grad;
     for (Moments& m : groups_) {
       if (found_inf) {
-        at::_foreach_add_(m.steps, 1 - found_inf->squeeze());
+        at::_foreach_add_(m.steps, 1 - *found_inf);
       } else {
         at::_foreach_add_(m.steps, 1);
       }

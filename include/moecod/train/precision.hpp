@@ -1,4 +1,5 @@
 #pragma once
+#include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/detail/CUDAHooksInterface.h>
@@ -53,7 +54,7 @@ class Autocast {
 ///     optimizer.step(rate, found_inf);
 ///     scale.update(found_inf);
 ///
-/// Shapes: scale [1] float32, growth [1] int32, found_inf [1] float32, on the gradients' device. Synchronises: never.
+/// Shapes: scalars on the gradients' device; scale and found_inf float32, growth int32. Synchronises: never.
 class LossScale {
  public:
   struct Options {
@@ -65,11 +66,11 @@ class LossScale {
   LossScale(at::Device device, Precision precision, const Options& options)
       : dynamic_(precision == Precision::Float16), growth_interval_(options.growth_interval) {
     const auto floats = at::TensorOptions(at::kFloat).device(device);
-    scale_ = dynamic_ ? at::full({1}, options.initial, floats) : at::ones({1}, floats);
-    growth_ = at::zeros({1}, floats.dtype(at::kInt));
+    scale_ = dynamic_ ? at::full({}, options.initial, floats) : at::ones({}, floats);
+    growth_ = at::zeros({}, floats.dtype(at::kInt));
   }
 
-  at::Tensor apply(const at::Tensor& loss) const { return dynamic_ ? loss * scale_.squeeze() : loss; }
+  at::Tensor apply(const at::Tensor& loss) const { return dynamic_ ? loss * scale_ : loss; }
 
   /// Divides the gradients by the scale, in place. Returns 1 if any is infinite or not a number, else 0.
   at::Tensor unscale(const std::vector<at::Tensor>& gradients) const {

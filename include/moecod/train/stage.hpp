@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <set>
 #include <string>
 #include <vector>
 
+#include "moecod/core/walk.hpp"
 #include "moecod/layers/stack.hpp"
 #include "moecod/train/parameter_groups.hpp"
 
@@ -62,20 +64,15 @@ inline void enter(const Stage& stage, torch::nn::Module& model) {
     return std::any_of(stage.trains.begin(), stage.trains.end(),
                        [&](const std::string& prefix) { return detail::below(name, prefix); });
   };
-  for (const std::string& prefix : stage.trains) {
-    const auto modules = model.named_modules();
-    TORCH_CHECK(prefix.empty() || modules.contains(prefix), "stage ", stage.name, ": the model has no part '", prefix,
-                "'");
-  }
+  std::set<std::string> names;
+  for_each_module(model, [&](const std::string& name, torch::nn::Module&) { names.insert(name); });
+  for (const std::string& prefix : stage.trains)
+    TORCH_CHECK(names.contains(prefix), "stage ", stage.name, ": the model has no part '", prefix, "'");
   for (auto& item : model.named_parameters()) item.value().set_requires_grad(trained(item.key()));
-  model.eval();
-  for (auto& item : model.named_modules())
-    if (trained(item.key())) item.value()->train();
-  if (stage.fixed_statistics) {
-    model.apply([](torch::nn::Module& module) {
-      if (dynamic_cast<layers::BatchStatistics*>(&module) != nullptr) module.eval();
-    });
-  }
+  for_each_module(model, [&](const std::string& name, torch::nn::Module& module) {
+    const bool fixed = stage.fixed_statistics && dynamic_cast<layers::BatchStatistics*>(&module) != nullptr;
+    module.train(trained(name) && !fixed);
+  });
 }
 
 }  // namespace moecod::train

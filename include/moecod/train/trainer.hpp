@@ -17,6 +17,7 @@
 #include "moecod/train/checkpoint.hpp"
 #include "moecod/train/clip.hpp"
 #include "moecod/train/ema.hpp"
+#include "moecod/train/flags.hpp"
 #include "moecod/train/metrics_log.hpp"
 #include "moecod/train/objective.hpp"
 #include "moecod/train/optimizer.hpp"

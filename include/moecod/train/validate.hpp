@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "moecod/core/walk.hpp"
 #include "moecod/data/loader.hpp"
 #include "moecod/model/answers.hpp"
 #include "moecod/moe/monitor.hpp"
@@ -39,7 +40,9 @@ struct Validation {
 template <class Model, data::source Source>
 Validation validate(Model& model, data::Loader<Source>& loader, at::Device device) {
   std::vector<std::pair<torch::nn::Module*, bool>> modes;
-  model.apply([&](torch::nn::Module& module) { modes.emplace_back(&module, module.is_training()); });
+  for_each_module(model, [&](const std::string&, torch::nn::Module& module) {
+    modes.emplace_back(&module, module.is_training());
+  });
   model.eval();
   Monitor monitor;
   std::vector<at::Tensor> rows;
@@ -59,7 +62,7 @@ Validation validate(Model& model, data::Loader<Source>& loader, at::Device devic
     const bool labelled = std::all_of(data.regimes.begin(), data.regimes.end(), [](int64_t r) { return r >= 0; });
     monitor.observe(answers.routing, labelled ? data.regimes : std::vector<int64_t>{});
   }
-  // modules() lists parents before children, so that each ends in its own mode.
+  // train() reaches below a module; parents come before children, so that each ends in its own mode.
   for (const auto& [module, training] : modes) module->train(training);
   TORCH_CHECK(!rows.empty(), "validate: the validation set gave no picture");
   const at::Tensor mean = at::cat(rows).mean(0).to(at::kCPU, at::kDouble);

@@ -50,7 +50,9 @@ class MixedScaleUnit : public torch::nn::Module {
     }
     const at::Tensor pooled = at::cat(gates, 1).mean({2, 3}, /*keepdim=*/true);
     const at::Tensor gate = at::softmax(gate1_->forward(at::relu(gate0_->forward(pooled))), 1);
-    return at::relu(x + fuse_->forward(at::cat(outs, 1) * gate));
+    const at::Tensor out = at::cat(outs, 1);
+    // Autocast makes softmax float32; the large product stays in the features' type.
+    return at::relu(x + fuse_->forward(out * gate.to(out.scalar_type())));
   }
 
  private:

@@ -52,7 +52,9 @@ class ScaleIntegration : public torch::nn::Module {
     };
     const at::Tensor attention = by_head(attention_->forward(all)).flatten(1, 2);
     const at::Tensor weights = at::softmax(score_->forward(head1_->forward(head0_->forward(attention))), 1);
-    const at::Tensor merged = (weights.unsqueeze(2) * by_head(value_->forward(all))).sum(1);
+    const at::Tensor values = by_head(value_->forward(all));
+    // Autocast makes softmax float32; the large product stays in the features' type.
+    const at::Tensor merged = (weights.to(values.scalar_type()).unsqueeze(2) * values).sum(1);
     return merged.reshape({n, c, h, w});
   }
 

@@ -6,6 +6,7 @@
 #include <functional>
 #include <vector>
 
+#include "moecod/core/walk.hpp"
 #include "moecod/moe/routing.hpp"
 
 namespace moecod::balance {
@@ -66,7 +67,7 @@ class Counting : public State {
 /// The policies within a model that follow the load, in the order of its modules.
 inline std::vector<Counting*> counting(torch::nn::Module& model) {
   std::vector<Counting*> out;
-  model.apply([&](torch::nn::Module& module) {
+  for_each_module(model, [&](const std::string&, torch::nn::Module& module) {
     if (auto* policy = dynamic_cast<Counting*>(&module)) out.push_back(policy);
   });
   return out;

@@ -94,6 +94,9 @@ class Replicated<Expert, N> : public torch::nn::Module, public StackedStorage {
   using rows = typename Expert::rows;
   using Options = typename Expert::Options;
   using Stack = typename Expert::template rebind<layers::Stacked>;
+  static_assert(std::is_same_v<typename Stack::Options, Options>,
+                "moecod: Replicated<Expert, N>: the expert's Options must be one type for every Layers; declare the "
+                "struct outside the template");
   using Group = layers::Stacked::Group;
   static constexpr int64_t count = N;
   static constexpr bool stacked = true;

@@ -5,6 +5,7 @@
 #include <ATen/ops/fft_fftfreq.h>
 #include <ATen/ops/fft_rfft2.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/gelu.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/sigmoid.h>
@@ -31,26 +32,32 @@
 
 namespace moecod::router {
 
+/// Single precision at least: float64 stays, all else becomes float32.
+inline at::Tensor at_least_float(const at::Tensor& x) {
+  return x.scalar_type() == at::kDouble ? x : x.to(at::kFloat);
+}
+
 /// The root mean squares of two frequency bands of each map.
 ///
 ///     low^2  = sum over frequencies f with |f| <= cutoff of |F(f)|^2 / (H W)^2,   low^2 + high^2 = mean of x^2
 /// F is the two-dimensional Fourier transform, f = (row, column) in cycles a sample, each in [-1/2, 1/2): both signs
 /// of the row frequency count, and the columns that the real transform leaves out count by their mirror images.
 ///
-/// Shapes: x [B, C, H, W] -> [B, 2, C], low first; float32 whatever x is. Synchronises: never.
+/// Shapes: x [B, C, H, W] -> [B, 2, C], low first; float32, or float64 for float64. Synchronises: never.
 inline at::Tensor band_rms(const at::Tensor& x, double cutoff) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const int64_t height = x.size(2), width = x.size(3), columns = width / 2 + 1;
-  const at::Tensor spectrum = at::view_as_real(at::fft_rfft2(x.to(at::kFloat)));
+  const at::Tensor spectrum = at::view_as_real(at::fft_rfft2(at_least_float(x)));
   const auto options = spectrum.options();
-  at::Tensor power = spectrum.square().sum(-1) / (static_cast<double>(height * width) * static_cast<double>(height * width));
+  const auto area = static_cast<double>(height * width);
+  const at::Tensor power = spectrum.square().sum(-1) / (area * area);
   // Every column but the first, and the middle one of an even width, stands for its mirror image too.
   at::Tensor count = at::full({columns}, 2.0, options);
   count.slice(0, 0, 1).fill_(1.0);
   if (width % 2 == 0) count.slice(0, columns - 1, columns).fill_(1.0);
   const at::Tensor row = at::fft_fftfreq(height, 1.0, options).unsqueeze(1);
   const at::Tensor column = at::arange(columns, options) / static_cast<double>(width);
-  const at::Tensor low = (row.square() + column.square() <= cutoff * cutoff).to(at::kFloat);
+  const at::Tensor low = (row.square() + column.square() <= cutoff * cutoff).to(spectrum.scalar_type());
   const at::Tensor masks = at::stack({low, 1.0 - low}).mul(count).unsqueeze(1);
   // The root has no gradient at 0.
   return (power.unsqueeze(1) * masks).sum({-2, -1}).add(1e-12).sqrt();
@@ -143,8 +150,9 @@ class Context : public torch::nn::Module {
   at::Tensor forward(const Input& in) {
     std::vector<at::Tensor> maps{in.top};
     for (std::size_t i = 0; i < regions_.size(); ++i) {
+      // GELU: narrow routers have few values here, and ReLU could leave all of them without a gradient.
       const at::Tensor pooled = layers::average_pool(in.top, cells[i], cells[i]);
-      maps.push_back(layers::resize_like(at::relu(regions_[i]->forward(pooled)), in.top));
+      maps.push_back(layers::resize_like(at::gelu(regions_[i]->forward(pooled)), in.top));
     }
     return fusion_->forward(at::cat(maps, 1)).mean({-2, -1});
   }
@@ -186,8 +194,8 @@ struct Absent {};
 /// The confidence is an inverse temperature between 0 and 2: an image that the router cannot place gets flat weights.
 /// Branches left out by the template arguments have no parameters and cost nothing.
 ///
-/// Shapes: Pyramid or Scene of B images -> logits [B, experts], float32. The last layers and the Fourier transform run
-/// in float32 under autocast too. The image itself is not read. About 8.2M parameters for the channels of PVTv2-B2.
+/// Shapes: Pyramid or Scene of B images -> logits [B, experts], float32 (float64 from a float64 router). The last
+/// layers and the Fourier transform run in float32 under autocast too. The image itself is not read. About 8.2M parameters for the channels of PVTv2-B2.
 /// Synchronises: never. Decides for each image alone: in evaluation the rest of the batch does not matter.
 /// Errors: c10::Error when width is not a positive multiple of 4, or the pyramid has other channels than said.
 /// Source: docs/sources.md, model-level router; pyramid pooling: Zhao et al. 2017, arXiv 1612.01105.
@@ -264,14 +272,14 @@ class Pyramid : public torch::nn::Module {
   template <class Branch>
   static void read(const std::shared_ptr<Branch>& branch, const pyramid_router::Input& in,
                    std::vector<at::Tensor>& out) {
-    out.push_back(branch->forward(in).to(at::kFloat));
+    out.push_back(at_least_float(branch->forward(in)));
   }
   static void read(pyramid_router::Absent, const pyramid_router::Input&, std::vector<at::Tensor>&) {}
 
-  /// The layer in float32 whatever autocast and the module's type say.
+  /// The layer in single precision at least, whatever autocast and the module's type say.
   static at::Tensor in_float(const layers::Linear<>& layer, const at::Tensor& x) {
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-    return at::linear(x.to(at::kFloat), layer.weight.to(at::kFloat), layer.bias.to(at::kFloat));
+    return at::linear(at_least_float(x), at_least_float(layer.weight), at_least_float(layer.bias));
   }
 
   std::vector<int64_t> channels_;

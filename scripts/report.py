@@ -1,0 +1,130 @@
+#!/usr/bin/env python3
+"""Writes DIR/report.html, one file to look at, from DIR/summary.json, DIR/checkpoints/metrics_stage1.jsonl to
+metrics_stage3.jsonl, DIR/phases.json and the sample pictures that summary.json names. What is missing is left out, and
+the report says so. Needs nothing but Python's standard library.
+
+    python3 scripts/report.py DIR
+"""
+
+import argparse
+import os
+import sys
+from html import escape
+from pathlib import Path
+
+from reporting import gallery, outcome, training
+from reporting.results import ReportError, Results, mapping, number
+
+
+def duration(seconds):
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def facts(results):
+    """How the results came about: a list of (name, value)."""
+    summary, out = results.summary, []
+    for key, name in (("command", "Command"), ("device", "Device"), ("seed", "Seed")):
+        if summary.get(key) is not None:
+            value = escape(str(summary[key]))
+            out.append((name, f"<code>{value}</code>" if key == "command" else value))
+    photographs = mapping(summary.get("photographs"))
+    if photographs:
+        out.append(("Photographs", ", ".join(f"{photographs[part]} for {part}" for part in ("train", "validation", "test")
+                                             if photographs.get(part) is not None) + "; none in two of them"))
+    steps = {k: number(v) for k, v in mapping(summary.get("seconds_per_step")).items()}
+    steps = [f"{escape(k.replace('stage', 'stage '))} {v:.3f} s" for k, v in steps.items() if v is not None]
+    if steps:
+        out.append(("Time of a step", ", ".join(steps)))
+    phases = [p for p in results.phases.get("phases") or [] if number(mapping(p).get("seconds")) is not None]
+    if phases:
+        out.append(("Time of the phases", ", ".join(f"{escape(str(p.get('name')))} {duration(p['seconds'])}"
+                                                    for p in phases)))
+    return out
+
+
+def dataset_sections(results, name, dataset):
+    title = "" if len(results.datasets) == 1 else f' <small>{escape(name)}</small>'
+    images = dataset.get("images")
+    count = f"{images} pictures" if images is not None else "the test pictures"
+    tested = mapping(results.summary.get("photographs")).get("test")
+    source = f" made from {tested} photographs that training never saw" if tested else ""
+    caption = f"{escape(count)}{source}. Marked: best of the column, the oracle left out."
+    every = outcome.all_metrics(dataset)
+    pictures = gallery.gallery(results, name)
+    out = []
+    if pictures:
+        out.append(f'<section><h2>What it sees{title}</h2><p class="lead">Image, ground truth, prediction, and errors: '
+                   '<span class="hit-word">hits white</span>, <span class="miss-word">misses green</span>, '
+                   '<span class="alarm-word">false alarms magenta</span>. Below, the experts that the router chose, '
+                   f"with their weights.</p>{pictures}</section>")
+    out.append(f'<section><h2>Who finds how much{title}</h2><p class="lead">Mean IoU per image at threshold 0.5, as the '
+               "difference to the best single expert (chosen on validation). Bars: one standard error, paired by image."
+               f"</p>{outcome.comparison(results, dataset)}</section>")
+    out.append(f"<section><h2>All measures{title}</h2>{outcome.table(results, dataset, outcome.MAIN_METRICS, caption)}")
+    if every:
+        out.append("<details><summary>Every threshold policy</summary>"
+                   f'{outcome.table(results, dataset, every, "Pooled over the data set.")}</details>')
+    out.append(f"</section><section><h2>Which expert for which picture{title}</h2>"
+               f"{outcome.by_regime(results, dataset)}</section>")
+    return "".join(out)
+
+
+def page(results):
+    title = str(results.summary.get("title") or "Mixture of experts on camouflage")
+    hero = []
+    for name, dataset in results.datasets.items():
+        dataset = mapping(dataset)
+        first, second = outcome.verdict(results, dataset)
+        where = f"<span>{escape(name)}</span> " if len(results.datasets) > 1 else ""
+        hero.append(f'<h1>{where}{first}</h1><p class="lead">{second}</p>{outcome.tiles(results, dataset)}')
+    body = "".join(dataset_sections(results, name, mapping(d)) for name, d in results.datasets.items())
+    rows = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts(results))
+    style = (Path(__file__).parent / "reporting" / "style.css").read_text(encoding="utf-8")
+    curves, routing = training.curves(results), training.routing_over_time(results)
+    missing = "".join(f"<li>{escape(text)}</li>" for text in results.missing)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+<header><p class="title">{escape(title)}</p>{"".join(hero) or "<h1>There are no test results yet.</h1>"}</header>
+{body}
+<section><h2>How it learned</h2>{curves}</section>
+<section><h2>How the router balanced</h2>{routing}</section>
+<section><h2>How it was made</h2><dl>{rows}</dl></section>
+{f'<section><h2>What is missing here</h2><ul class="missing">{missing}</ul></section>' if missing else ""}
+</main>
+</body>
+</html>
+"""
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Writes DIR/report.html from what the demo left in DIR.")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="folder with summary.json")
+    folder = parser.parse_args().folder
+    try:
+        results = Results(folder)
+        text = page(results)
+        target = folder / "report.html"
+        partial = folder / ".report.html.partial"
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, target)
+    except (ReportError, OSError) as error:
+        print(f"report.py: {error}", file=sys.stderr)
+        return 1
+    for line in results.missing:
+        print(f"missing: {line}")
+    print(f"{target}: {len(text) / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
