@@ -83,6 +83,16 @@ inline Camo::Options camo_options(const CamoOptions& o) {
 /// The key under which a weights file records the model's options, as JSON.
 inline constexpr const char* model_key = "moecod.model";
 
+/// The key under which it records the side of the pictures it was trained on, in pixels.
+inline constexpr const char* size_key = "moecod.img_size";
+
+/// The side that a weights file was trained at, or 448 where it does not say.
+inline int64_t recorded_size(const std::filesystem::path& path) {
+  const auto metadata = io::SafetensorsFile(io::detail::weights_file(path)).metadata();
+  const auto found = metadata.find(size_key);
+  return found == metadata.end() ? 448 : std::stoll(found->second);
+}
+
 /// The options of the model in a weights file.
 /// Errors: std::runtime_error if the file holds no model of these programs.
 inline CamoOptions recorded_options(const std::filesystem::path& path) {

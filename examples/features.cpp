@@ -1,7 +1,8 @@
 // The pyramid of a backbone for given images: the check of a port against another framework, and a way to use the
 // backbones from any language.
 //
-//   features --backbone pvt_v2_b2 --weights pvt_v2_b2.safetensors --input images.safetensors --output levels.safetensors
+//   features --backbone pvt_v2_b2 --weights pvt_v2_b2.safetensors
+//            --input images.safetensors --output levels.safetensors
 //
 // The input file holds `images` [B, 3, H, W], float32, normalised; the output `level1` to `level4`.
 #include <CLI/CLI.hpp>

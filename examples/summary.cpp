@@ -27,7 +27,8 @@ namespace {
 using namespace moecod;
 
 using Camo = ModelLevel<backbone::Any,
-                        Mixture<router::Pyramid<>, Distinct<expert::SINet, expert::PraNet, expert::ZoomNet, expert::Ujsc>,
+                        Mixture<router::Pyramid<>,
+                                Distinct<expert::SINet, expert::PraNet, expert::ZoomNet, expert::Ujsc>,
                                 select::TopK<2>, balance::LossFree, dispatch::Batched>>;
 
 void print_table(const Summary& summary, int64_t size) {

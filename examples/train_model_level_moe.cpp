@@ -107,14 +107,14 @@ Data open_data(const ProgramOptions& program, const train::TrainerOptions& train
 /// Keeps the best weights of each kind, by a score of the validation set.
 class Best {
  public:
-  Best(fs::path folder, const Camo& model, const CamoOptions& options, int64_t stage)
-      : folder_(std::move(folder)), model_(model), options_(options), stage_(stage) {}
+  Best(fs::path folder, const Camo& model, const CamoOptions& options, int64_t stage, int64_t size)
+      : folder_(std::move(folder)), model_(model), options_(options), stage_(stage), size_(size) {}
 
   void offer(const std::string& name, double score, int64_t epoch, const std::vector<std::string>& parts) {
     if (scores_.contains(name) && score <= scores_[name].get<double>()) return;
     scores_[name] = score;
     write_parts(folder_ / (name + ".safetensors"), model_, options_, parts,
-                {{"stage", std::to_string(stage_)}, {"epoch", std::to_string(epoch)},
+                {{size_key, std::to_string(size_)}, {"stage", std::to_string(stage_)}, {"epoch", std::to_string(epoch)},
                  {"validation_iou", std::to_string(score)}});
   }
 
@@ -124,7 +124,7 @@ class Best {
   fs::path folder_;
   const Camo& model_;
   const CamoOptions& options_;
-  int64_t stage_;
+  int64_t stage_, size_;
 };
 
 void offer_all(Best& best, const ProgramOptions& program, const train::EpochResult& result) {
@@ -195,7 +195,7 @@ int run(const ProgramOptions& program, const CamoOptions& model_options, const R
   }
   model.to(device);
   train::Trainer<Camo> trainer(model, make_stage(program.stage, program.expert_id, recipe), trainer_options, device);
-  Best best(program.checkpoint_dir, model, model_options, program.stage);
+  Best best(program.checkpoint_dir, model, model_options, program.stage, trainer_options.size);
   if (resumed) {
     trainer.load_state(*resumed);
     best.scores_ = resumed->progress.at("best");
@@ -216,6 +216,7 @@ int run(const ProgramOptions& program, const CamoOptions& model_options, const R
         train::Checkpoint checkpoint{.weights = state_dict(model), .about = {}, .state = trainer.state(),
                                      .progress = trainer.progress()};
         checkpoint.about[model_key] = train::options_to_json(model_options).dump();
+        checkpoint.about[size_key] = std::to_string(trainer_options.size);
         checkpoint.about[backbone_key] = backbone_id(checkpoint.weights);
         checkpoint.progress["best"] = best.scores_;
         train::save_checkpoint(folder / ("last_" + name), checkpoint);

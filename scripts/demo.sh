@@ -50,7 +50,7 @@ stage2=(--stage 2 "${training[@]}" --load-experts-from "$checkpoints/expert_all_
 stage3=(--stage 3 "${training[@]}" --load-experts-from "$checkpoints/router_best.safetensors")
 inspection=(--checkpoint "$checkpoints/ensemble_best.safetensors" --data-root "$data" --output "$out")
 
-# ---- Phases -----------------------------------------------------------------------------------------------------------
+# ---- Phases --------------------------------------------------------------------------------------------------------
 names=()
 seconds=()
 states=()
@@ -92,6 +92,8 @@ phase() {
   [ -e "$output" ] || fail "$program ended without $output"
   echo "done $history" >"$stamp"
   end "$name" "$state"
+  # For the report, which tells what a phase took when it ran.
+  printf '{"name": "%s", "seconds": %d, "state": "%s"}\n' "$name" "${seconds[-1]}" "$state" >"$stamp.json"
 }
 
 begin "Setting up"
@@ -110,14 +112,7 @@ phase stage3 "Stage 3: everything" "$checkpoints/ensemble_best.safetensors" trai
 phase inspect "Evaluating on unseen photographs" "$out/summary.json" inspect "${inspection[@]}"
 
 begin "Writing the report"
-{
-  printf '{"cores": %d, "phases": [' "$(nproc)"
-  for i in "${!names[@]}"; do
-    printf '%s{"name": "%s", "seconds": %d, "state": "%s"}' "${comma:-}" "${names[i]}" "${seconds[i]}" "${states[i]}"
-    comma=", "
-  done
-  printf ']}\n'
-} >"$out/phases.json"
+cat "$out"/.stamps/{data,stage1,stage2,stage3,inspect}.json >"$out/phases.jsonl"
 .venv/bin/python scripts/report.py "$out" || fail "the report could not be written; the reason stands above"
 end report ""
 

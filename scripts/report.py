@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Writes DIR/report.html, one file to look at, from DIR/summary.json, DIR/checkpoints/metrics_stage1.jsonl to
-metrics_stage3.jsonl, DIR/phases.json and the sample pictures that summary.json names. What is missing is left out, and
+metrics_stage3.jsonl, DIR/phases.jsonl and the sample pictures that summary.json names. What is missing is left out, and
 the report says so. Needs nothing but Python's standard library.
 
     python3 scripts/report.py DIR
@@ -8,8 +8,9 @@ the report says so. Needs nothing but Python's standard library.
 
 import argparse
 import os
+import re
 import sys
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 
 from reporting import gallery, outcome, training
@@ -29,23 +30,25 @@ def facts(results):
             out.append((name, f"<code>{value}</code>" if key == "command" else value))
     photographs = mapping(summary.get("photographs"))
     if photographs:
-        out.append(("Photographs", ", ".join(f"{photographs[part]} for {part}" for part in ("train", "validation", "test")
-                                             if photographs.get(part) is not None) + "; none in two of them"))
+        counts = [f"{photographs[part]} for {part}" for part in ("train", "validation", "test")
+                  if photographs.get(part) is not None]
+        out.append(("Photographs", escape(", ".join(counts)) + "; none in two of them"))
     steps = {k: number(v) for k, v in mapping(summary.get("seconds_per_step")).items()}
     steps = [f"{escape(k.replace('stage', 'stage '))} {v:.3f} s" for k, v in steps.items() if v is not None]
     if steps:
         out.append(("Time of a step", ", ".join(steps)))
-    phases = [p for p in results.phases.get("phases") or [] if number(mapping(p).get("seconds")) is not None]
+    phases = [f"{escape(str(p.get('name')))} {duration(p['seconds'])}{' (resumed)' * (p.get('state') == 'resumed')}"
+              for p in results.phases]
     if phases:
-        out.append(("Time of the phases", ", ".join(f"{escape(str(p.get('name')))} {duration(p['seconds'])}"
-                                                    for p in phases)))
+        total = sum(p["seconds"] for p in results.phases)
+        out.append(("Time of the demo", f"{duration(total)}: {', '.join(phases)}"))
     return out
 
 
 def dataset_sections(results, name, dataset):
     title = "" if len(results.datasets) == 1 else f' <small>{escape(name)}</small>'
     images = dataset.get("images")
-    count = f"{images} pictures" if images is not None else "the test pictures"
+    count = f"{images} pictures" if images is not None else "The test pictures"
     tested = mapping(results.summary.get("photographs")).get("test")
     source = f" made from {tested} photographs that training never saw" if tested else ""
     caption = f"{escape(count)}{source}. Marked: best of the column, the oracle left out."
@@ -57,9 +60,9 @@ def dataset_sections(results, name, dataset):
                    '<span class="hit-word">hits white</span>, <span class="miss-word">misses green</span>, '
                    '<span class="alarm-word">false alarms magenta</span>. Below, the experts that the router chose, '
                    f"with their weights.</p>{pictures}</section>")
-    out.append(f'<section><h2>Who finds how much{title}</h2><p class="lead">Mean IoU per image at threshold 0.5, as the '
-               "difference to the best single expert (chosen on validation). Bars: one standard error, paired by image."
-               f"</p>{outcome.comparison(results, dataset)}</section>")
+    out.append(f'<section><h2>Who finds how much{title}</h2><p class="lead">Mean IoU per image at threshold 0.5, as '
+               "the difference to the best single expert (chosen on validation). Bars: one standard error, paired by "
+               f"image.</p>{outcome.comparison(results, dataset)}</section>")
     out.append(f"<section><h2>All measures{title}</h2>{outcome.table(results, dataset, outcome.MAIN_METRICS, caption)}")
     if every:
         out.append("<details><summary>Every threshold policy</summary>"
@@ -98,7 +101,7 @@ def page(results):
 {body}
 <section><h2>How it learned</h2>{curves}</section>
 <section><h2>How the router balanced</h2>{routing}</section>
-<section><h2>How it was made</h2><dl>{rows}</dl></section>
+{f'<section><h2>How it was made</h2><dl>{rows}</dl></section>' if rows else ""}
 {f'<section><h2>What is missing here</h2><ul class="missing">{missing}</ul></section>' if missing else ""}
 </main>
 </body>
@@ -120,6 +123,8 @@ def main():
     except (ReportError, OSError) as error:
         print(f"report.py: {error}", file=sys.stderr)
         return 1
+    for name, dataset in results.datasets.items():
+        print(f"{name}: {re.sub('<[^>]*>', '', unescape(' '.join(outcome.verdict(results, mapping(dataset)))))}")
     for line in results.missing:
         print(f"missing: {line}")
     print(f"{target}: {len(text) / 1e6:.1f} MB")

@@ -99,7 +99,7 @@ make_environment() {
       break
     fi
   done
-  [ -n "$chosen" ] || fail "no Python 3.11 to 3.13 with venv; on Debian 12 and Ubuntu 24.04: apt-get install python3 python3-venv"
+  [ -n "$chosen" ] || fail "no Python 3.11 to 3.13 with venv (apt-get install python3 python3-venv)"
   headline "Making .venv with $("$chosen" --version)"
   "$chosen" -m venv --clear .venv || fail "$chosen could not make .venv (apt-get install python3-venv)"
 }
@@ -121,7 +121,7 @@ install_wheels() {
       fail "pip could not install ${missing//$'\n'/ } (needs https://pypi.org, or a mirror named by PIP_INDEX_URL)"
   fi
   if [ "$(cat "$stamp" 2>/dev/null)" != "$checksum" ]; then
-    .venv/bin/python -c "import torch; torch.ones(1)" ||
+    .venv/bin/python -W ignore -c "import torch; torch.ones(1)" ||
       fail "torch is installed in .venv but cannot be imported; remove $root/.venv and run this again"
     echo "$checksum" >"$stamp"
   fi

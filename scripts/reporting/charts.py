@@ -4,12 +4,14 @@ import math
 from html import escape
 
 WIDTH, HEIGHT = 380, 226
-LEFT, RIGHT, TOP, BOTTOM = 50, 12, 14, 38
+LEFT, RIGHT, TOP, BOTTOM = 54, 12, 14, 38
 
 
 def ticks(low, high, count=4):
-    """Round values that cover [low, high]."""
-    span = max(high - low, 1e-9)
+    """Round values, at least two, that cover [low, high]."""
+    if high - low < 1e-9:
+        low, high = low - (0.1 * abs(low) or 0.5), high + (0.1 * abs(high) or 0.5)
+    span = high - low
     step = 10 ** math.floor(math.log10(span / count))
     step *= min((m for m in (1, 2, 2.5, 5, 10) if span / (step * m) <= count), default=10)
     first = math.floor(low / step + 1e-9)
@@ -51,7 +53,6 @@ def line_chart(title, y_title, x_title, series, bounds=None, x_labels=None, band
         low = min(0.0, low)
     y_ticks = ticks(low, high)
     low, high = min(y_ticks[0], low), max(y_ticks[-1], high)
-    high = high if high > low else low + 1
     x_low, x_high = min(xs), max(xs)
     if bands:
         x_low, x_high = min(b[0] for b in bands), max(b[1] for b in bands)
@@ -75,8 +76,8 @@ def line_chart(title, y_title, x_title, series, bounds=None, x_labels=None, band
         out.append(f'<text class="tick end" x="{LEFT - 6}" y="{py(value) + 3.5:.1f}">{label(value, step)}</text>')
     for x, text in (x_labels or {}).items():
         out.append(f'<text class="tick middle" x="{px(x):.1f}" y="{HEIGHT - BOTTOM + 14}">{escape(text)}</text>')
-    out.append(f'<text class="axis middle" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 5}">{escape(x_title)}</text>')
-    middle = (TOP + HEIGHT - BOTTOM) / 2
+    centre, middle = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
+    out.append(f'<text class="axis middle" x="{centre:.0f}" y="{HEIGHT - 5}">{escape(x_title)}</text>')
     out.append(f'<text class="axis middle" transform="translate(11 {middle:.0f}) rotate(-90)">{escape(y_title)}</text>')
     for s in series:
         out.append(_line(s, px, py, py(max(low, 0.0)), (x_labels or {})))

@@ -24,7 +24,9 @@ def picture(results, path):
 
 
 def _tile(uri, name, caption):
-    inner = f'<img src="{uri}" alt="{escape(caption)} of {escape(name)}">' if uri else '<span class="none">missing</span>'
+    inner = '<span class="none">missing</span>'
+    if uri:
+        inner = f'<img src="{uri}" alt="{escape(caption)} of {escape(name)}">'
     return f"<figure>{inner}<figcaption>{caption}</figcaption></figure>"
 
 
@@ -75,7 +77,8 @@ def gallery(results, dataset_name):
         group = [s for s in samples if (s.get("regime") if isinstance(s.get("regime"), int) else -1) == regime]
         group.sort(key=lambda s: -(number(s.get("iou")) or 0))
         cards = "".join(_card(results, s, tags.get(id(s), "")) for s in group)
-        blocks.append(f'<section class="regime"><h3>{escape(results.regime(regime))}</h3><div class="cards">{cards}</div></section>')
+        blocks.append(f'<section class="regime"><h3>{escape(results.regime(regime))}</h3>'
+                      f'<div class="cards">{cards}</div></section>')
     absent = [name for i, name in enumerate(results.regimes) if i not in order]
     note = f'<p class="gap">No picture of: {escape(", ".join(absent))}.</p>' if absent else ""
     return "".join(blocks) + note

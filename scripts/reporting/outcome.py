@@ -135,16 +135,19 @@ def comparison(results, dataset):
         best = model == dataset.get("best_expert")
         whisker = ""
         if error:
-            whisker = f'<line class="whisker" x1="{at(difference - error)}" x2="{at(difference + error)}" y1="50%" y2="50%"/>'
+            ends = f'x1="{at(difference - error)}" x2="{at(difference + error)}"'
+            whisker = f'<line class="whisker" {ends} y1="50%" y2="50%"/>'
         values = "best expert" if best else signed(difference) + (f"<i> ± {fixed(error)}</i>" if error else "")
         title = f"{results.name(model)}: {results.explanation(model)}"
-        out.append(f'<div class="row {style_of(results, model)}" title="{escape(title)}"><span>{escape(results.name(model))}'
-                   f'</span><svg class="track" width="100%" height="26" aria-hidden="true">{grid}{whisker}'
+        out.append(f'<div class="row {style_of(results, model)}" title="{escape(title)}">'
+                   f'<span>{escape(results.name(model))}</span>'
+                   f'<svg class="track" width="100%" height="26" aria-hidden="true">{grid}{whisker}'
                    f'<circle cx="{at(difference)}" cy="50%" r="5.5"/></svg><span>{fixed(iou)}</span>'
                    f'<span>{values}</span></div>')
     step = marks[1] - marks[0]
-    axis = "".join(f'<text x="{at(v)}" y="12">{"0" if abs(v) < 1e-12 else ("+" if v > 0 else "−") + label(abs(v), step)}</text>'
-                   for v in marks)
+    signs = ["" if abs(v) < 1e-12 else "+" if v > 0 else "−" for v in marks]
+    axis = "".join(f'<text x="{at(v)}" y="12">{sign + label(abs(v), step) if sign else "0"}</text>'
+                   for v, sign in zip(marks, signs))
     out.append(f'<div class="row axis-row"><span></span><svg class="track" width="100%" height="34">{axis}'
                '<text class="axis" x="50%" y="30">IoU minus that of the best expert</text></svg>'
                "<span></span><span></span></div></div>")
@@ -170,10 +173,11 @@ def table(results, dataset, metrics, caption):
             value = figure(dataset, model, key)
             mark = value is not None and model != "oracle" and round(value, 3) == best[key]
             cells.append(f'<td{" class=best" if mark else ""}>{fixed(value)}</td>')
-        body.append(f'<tr class="{style_of(results, model)}"><th scope="row" title="{escape(results.explanation(model))}">'
-                    f'<i class="chip"></i>{escape(results.name(model))}</th>{"".join(cells)}</tr>')
-    return (f'<p class="caption">{caption}</p><div class="scroll"><table class="metrics"><thead><tr><th scope="col">Model</th>{head}'
-            f'</tr></thead><tbody>{"".join(body)}</tbody></table></div>')
+        body.append(f'<tr class="{style_of(results, model)}">'
+                    f'<th scope="row" title="{escape(results.explanation(model))}"><i class="chip"></i>'
+                    f'{escape(results.name(model))}</th>{"".join(cells)}</tr>')
+    return (f'<p class="caption">{caption}</p><div class="scroll"><table class="metrics"><thead><tr>'
+            f'<th scope="col">Model</th>{head}</tr></thead><tbody>{"".join(body)}</tbody></table></div>')
 
 
 def all_metrics(dataset):
@@ -186,7 +190,8 @@ def all_metrics(dataset):
 
 def heat_map(row_names, columns, values, text, low, high, caption, bold_best=False):
     """A table of numbers on colour. columns: [(style class, name)]; values[row][column], None where missing."""
-    head = "".join(f'<th scope="col" class="{style}"><i class="chip"></i>{escape(name)}</th>' for style, name in columns)
+    head = "".join(f'<th scope="col" class="{style}"><i class="chip"></i>{escape(name)}</th>'
+                   for style, name in columns)
     body = []
     for name, row in zip(row_names, values):
         row = list(row or [])[:len(columns)]
@@ -230,15 +235,16 @@ def by_regime(results, dataset):
     if rows:
         values = [[columns[m][i] if i < len(columns[m]) else None for m in models] for i in range(rows)]
         known = [v for row in values for v in row if v is not None]
-        out.append(heat_map([results.regime(i) for i in range(rows)], [(style_of(results, m), results.name(m)) for m in models],
-                            values, fixed, min(known), max(known),
+        heads = [(style_of(results, m), results.name(m)) for m in models]
+        out.append(heat_map([results.regime(i) for i in range(rows)], heads, values, fixed, min(known), max(known),
                             "<b>Mean IoU.</b> Bold: the best of the row.", bold_best=True))
     else:
         out.append('<p class="gap">The IoU by regime is not given.</p>')
     notes = []
     violation, floor = number(routing.get("max_violation")), number(routing.get("noise_floor"))
     if violation is not None:
-        notes.append(f"MaxVio {fixed(violation, 2)}" + (f" (noise floor {fixed(floor, 2)})" if floor is not None else ""))
+        beside = f" (noise floor {fixed(floor, 2)})" if floor is not None else ""
+        notes.append(f"MaxVio {fixed(violation, 2)}{beside}")
     if number(routing.get("entropy")) is not None:
         notes.append(f"entropy of the gates {fixed(number(routing['entropy']), 2)} nats")
     dead = [results.name(f"expert_{i}") for i in routing.get("dead") or []]

@@ -1,4 +1,7 @@
-"""What the programs wrote: summary.json, checkpoints/metrics_stage*.jsonl, phases.json. Missing and null values are None."""
+"""What the programs wrote: summary.json, checkpoints/metrics_stage*.jsonl, phases.jsonl.
+
+Missing and null values are None.
+"""
 
 import json
 import math
@@ -88,10 +91,13 @@ class Results:
         return [epochs[key] for key in sorted(epochs)]
 
     def _read_phases(self):
+        """What each phase of the demo took; nothing where the programs were not run by the demo."""
         try:
-            return mapping(json.loads((self.folder / "phases.json").read_text(encoding="utf-8")))
+            lines = (self.folder / "phases.jsonl").read_text(encoding="utf-8").splitlines()
+            phases = [mapping(json.loads(line)) for line in lines]
         except (OSError, ValueError):
-            return {}
+            return []
+        return [phase for phase in phases if number(phase.get("seconds")) is not None]
 
     def name(self, model):
         """What a model is called in the report."""

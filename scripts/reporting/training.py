@@ -32,7 +32,8 @@ def curves(results):
         iou = line_chart(f"Validation IoU, stage {stage}", "validation IoU", "epoch",
                          [Series(_style(results, m), results.name(m),
                                  [(x, number(mapping(e.get("val_iou")).get(m))) for x, e in points], CURVES.get(m, ""))
-                          for m in models if stage > 1 or m not in ROUTED], bounds=None if stage == 1 else enlarged, x_labels=names)
+                          for m in models if stage > 1 or m not in ROUTED],
+                         bounds=enlarged if stage > 1 else None, x_labels=names)
         missing = '<p class="gap">Not in the log.</p>'
         columns.append(f'<div><h3>Stage {stage} <small>{title}</small></h3>{iou or missing}{loss or missing}</div>')
     if not columns:
@@ -44,7 +45,8 @@ def curves(results):
 
 def _epoch_labels(count):
     every = max(1, -(-count // 6))
-    return {x: str(x) for x in range(1, count + 1) if x == 1 or x == count or (x % every == 0 and count - x >= every * 0.6)}
+    round_ones = [x for x in range(every, count, every) if count - x >= 0.6 * every]
+    return {x: str(x) for x in sorted({1, *round_ones, count})}
 
 
 def routing_over_time(results):
@@ -66,10 +68,12 @@ def routing_over_time(results):
         x_labels=labels, bands=bands, zero=True)
     experts = max((len(e.get("usage") or []) for e in routed), default=0)
     shares = [numbers(e.get("usage")) or [] for e in routed]
-    use = line_chart("Use of the experts over time", "share of choices", "epoch of the stage", [
-        Series(f"e{k % 8}", results.name(f"expert_{k}"),
-               [(x, share[k] if k < len(share) else None) for x, share in enumerate(shares, 1)])
-        for k in range(experts)], x_labels=labels, bands=bands, zero=True)
+    lines = [Series(f"e{k % 8}", results.name(f"expert_{k}"),
+                    [(x, share[k] if k < len(share) else None) for x, share in enumerate(shares, 1)])
+             for k in range(experts)]
+    even = [Series("m-floor", "even", [(x, 1 / experts) for x, _ in points], "dashed")] if experts else []
+    use = line_chart("Use of the experts over time", "share of choices", "epoch of the stage", even + lines,
+                     x_labels=labels, bands=bands, zero=True)
     out = []
     if violation:
         keys = legend([("m-ensemble", "MaxVio", ""), ("m-floor", "noise floor of perfect balance", "dashed")])
@@ -78,8 +82,8 @@ def routing_over_time(results):
         out.append('<p class="gap">MaxVio is not in the logs.</p>')
     if use:
         keys = legend([(f"e{k % 8}", results.name(f"expert_{k}"), "") for k in range(experts)])
-        even = f"{100 / experts:.0f} %"
-        out.append(f"<div><h3>Use of each expert <small>even: {even}</small></h3>{keys}{use}</div>")
+        share = f"{100 / experts:.0f} %"
+        out.append(f"<div><h3>Use of each expert <small>dashed: even, {share}</small></h3>{keys}{use}</div>")
     else:
         out.append('<p class="gap">The use of the experts is not in the logs.</p>')
     return f'<div class="pair">{"".join(out)}</div>'

@@ -65,7 +65,8 @@ TEST(PvtV2, VariantsHaveTheParametersOfTimm) {
   // timm 1.0.29, without the classifier.
   const std::map<std::string, int64_t> counts{{"pvt_v2_b0", 3409760},  {"pvt_v2_b1", 13496000},
                                               {"pvt_v2_b2", 24849856}, {"pvt_v2_b2_li", 22040512}};
-  for (const auto& [name, count] : counts) EXPECT_EQ(parameter_count(*backbone::Any::make({.name = name})), count) << name;
+  for (const auto& [name, count] : counts)
+    EXPECT_EQ(parameter_count(*backbone::Any::make({.name = name})), count) << name;
 }
 
 TEST(PvtV2, InitialValuesAreTimms) {

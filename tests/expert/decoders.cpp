@@ -286,7 +286,8 @@ TEST_F(Zoom, GradientReachesTheSharedBackboneThroughTheOtherScales) {
     ASSERT_TRUE(w.grad().defined());
     EXPECT_GT(w.grad().abs().sum().item<double>(), 0);
   }
-  for (const auto& item : expert.named_parameters()) EXPECT_THAT(item.key(), testing::Not(testing::HasSubstr("encode")));
+  for (const auto& item : expert.named_parameters())
+    EXPECT_THAT(item.key(), testing::Not(testing::HasSubstr("encode")));
 }
 
 TEST_F(Zoom, ResamplingNeedsNeitherPixelsNorEncoder) {

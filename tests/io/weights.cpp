@@ -159,8 +159,9 @@ TEST_F(Weights, EveryMalformedFileIsNamedWithItsReason) {
       {two("[0,4]", "[2,6]"), 6, "tensor 't' overlaps"},
       {two("[0,4]", "[0,4]"), 4, "overlaps"},
       {two("[0,4]", "[5,9]"), 9, "hole in the data before tensor 't'"},
-      {R"({"t":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"t":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}})", 0,
-       "'t' appears twice"},
+      {R"({"t":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},)"
+       R"("t":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}})",
+       0, "'t' appears twice"},
   };
   for (const Case& c : cases) {
     write_raw(c.header, c.data);

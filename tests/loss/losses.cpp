@@ -282,7 +282,8 @@ TEST_F(Adversarial, DiscriminatorLossTrainsTheDiscriminatorOnly) {
   x.set_requires_grad(true);
   const Tensor value = loss::discriminator(judge, image, x, m);
   const Tensor fake = judge.forward(image, at::sigmoid(x)), real = judge.forward(image, m);
-  EXPECT_TRUE(at::allclose(value, 0.5 * (loss::bce(fake, at::zeros_like(fake)) + loss::bce(real, at::ones_like(real)))));
+  const Tensor expected = 0.5 * (loss::bce(fake, at::zeros_like(fake)) + loss::bce(real, at::ones_like(real)));
+  EXPECT_TRUE(at::allclose(value, expected));
   value.sum().backward();
   EXPECT_FALSE(x.grad().defined());
   for (const Tensor& p : judge.parameters()) {

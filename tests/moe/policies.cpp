@@ -12,6 +12,7 @@
 #include "moecod/moe/balance/switch.hpp"
 #include "moecod/moe/router/global_pool.hpp"
 #include "moecod/moe/router/position.hpp"
+#include "moecod/moe/router/pyramid.hpp"
 #include "moecod/moe/select/dense.hpp"
 #include "moecod/moe/select/expert_choice.hpp"
 #include "moecod/moe/select/top_k.hpp"
@@ -32,7 +33,16 @@ using Balances =
                      balance::RouterZ, balance::Sum<balance::LossFree, balance::RouterZ, balance::Switch>>;
 INSTANTIATE_TYPED_TEST_SUITE_P(Moecod, BalanceLaws, Balances);
 
-using Routers = ::testing::Types<router::GlobalPool, router::Position>;
+template <>
+struct Sample<router::Pyramid<>> {
+  static router::Pyramid<>::Options options() { return {.channels = {4, 6, 8, 10}, .width = 8}; }
+  static moecod::Pyramid input(int64_t rows, at::Device device = at::kCPU) {
+    return {normal({rows, 4, 16, 16}, 3, device), normal({rows, 6, 8, 8}, 4, device), normal({rows, 8, 4, 4}, 5, device),
+            normal({rows, 10, 2, 2}, 6, device)};
+  }
+};
+
+using Routers = ::testing::Types<router::GlobalPool, router::Position, router::Pyramid<>>;
 INSTANTIATE_TYPED_TEST_SUITE_P(Moecod, RouterLaws, Routers);
 
 }  // namespace moecod::laws

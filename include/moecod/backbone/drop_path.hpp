@@ -14,7 +14,7 @@ inline at::Tensor drop_path(const at::Tensor& x, double rate, bool training) {
   if (rate <= 0.0 || !training) return x;
   std::vector<int64_t> shape(static_cast<std::size_t>(x.dim()), 1);
   shape[0] = x.size(0);
-  return x * at::empty(shape, x.options()).bernoulli_(1.0 - rate).div_(1.0 - rate);
+  return x.mul(at::empty(shape, x.options()).bernoulli_(1.0 - rate).div_(1.0 - rate));
 }
 
 /// The rate of block `index` of `count`: from 0 for the first to `last` for the last, as timm spaces them.

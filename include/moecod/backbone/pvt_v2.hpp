@@ -48,8 +48,9 @@ inline at::Tensor to_tokens(const at::Tensor& map) { return map.flatten(2).trans
 class PatchEmbed : public torch::nn::Module {
  public:
   PatchEmbed(int64_t in, int64_t out, int64_t kernel, int64_t stride)
-      : proj_(register_module("proj", std::make_shared<layers::Conv2d<>>(layers::Conv2dOptions{
-                                          .in = in, .out = out, .kernel = {kernel, kernel}, .stride = {stride, stride}}))),
+      : proj_(register_module(
+            "proj", std::make_shared<layers::Conv2d<>>(layers::Conv2dOptions{
+                        .in = in, .out = out, .kernel = {kernel, kernel}, .stride = {stride, stride}}))),
         norm_(register_module("norm", std::make_shared<layers::LayerNorm<>>(out, convolution_eps))) {}
 
   at::Tensor forward(const at::Tensor& x) {

@@ -91,7 +91,8 @@ class ZoomNet : public torch::nn::Module {
   Output forward(const Views& views) {
     at::Tensor z;
     for (std::size_t i = 4; i-- > 0;) {
-      at::Tensor merged = merge_[i]->forward(reduce(i, views.large[i]), reduce(i, views.middle[i]), reduce(i, views.small[i]));
+      const at::Tensor large = reduce(i, views.large[i]), middle = reduce(i, views.middle[i]);
+      at::Tensor merged = merge_[i]->forward(large, middle, reduce(i, views.small[i]));
       if (z.defined()) merged = merged + layers::resize_like(z, merged);
       z = unit_[i]->forward(merged);
     }

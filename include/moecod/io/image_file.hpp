@@ -46,6 +46,15 @@ inline bool is_image_path(const std::filesystem::path& path) {
   return ending == ".ppm" || ending == ".pgm";
 }
 
+/// The ending of the lossless format that `write_image` prefers for a picture of 1 or 3 channels.
+inline std::string lossless_ending([[maybe_unused]] int64_t channels) {
+#ifdef MOECOD_WITH_OPENCV
+  return ".png";
+#else
+  return channels == 3 ? ".ppm" : ".pgm";
+#endif
+}
+
 namespace detail {
 
 inline std::vector<uint8_t> read_bytes(const std::filesystem::path& path) {

@@ -177,7 +177,8 @@ class SafetensorsFile {
       throw std::runtime_error("has " + std::to_string(end - begin) + " bytes where its dtype and shape need " +
                                std::to_string(expected));
     out.bytes = data.subspan(begin, end - begin);
-    if (out.dtype == "BOOL" && std::any_of(out.bytes.begin(), out.bytes.end(), [](std::byte b) { return b > std::byte{1}; }))
+    const auto is_no_bool = [](std::byte value) { return value > std::byte{1}; };
+    if (out.dtype == "BOOL" && std::any_of(out.bytes.begin(), out.bytes.end(), is_no_bool))
       throw std::runtime_error("has a BOOL that is neither 0 nor 1");
     return out;
   }

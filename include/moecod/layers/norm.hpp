@@ -44,12 +44,12 @@ class BatchNorm2d : public torch::nn::Module, public BatchStatistics {
 
   // LibTorch's conversions cast integers too; the count stays int64.
   void to(torch::Device device, torch::Dtype dtype, bool non_blocking = false) override {
-    const at::Tensor count = num_batches_tracked.to(device, non_blocking);
+    const at::Tensor count = num_batches_tracked.detach().to(device, non_blocking);
     torch::nn::Module::to(device, dtype, non_blocking);
     num_batches_tracked.set_data(count);
   }
   void to(torch::Dtype dtype, bool non_blocking = false) override {
-    const at::Tensor count = num_batches_tracked.clone();
+    const at::Tensor count = num_batches_tracked.detach();
     torch::nn::Module::to(dtype, non_blocking);
     num_batches_tracked.set_data(count);
   }

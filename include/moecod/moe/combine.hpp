@@ -1,8 +1,10 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/index_select.h>
+#include <ATen/ops/promote_types.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "moecod/core/tree.hpp"

@@ -201,7 +201,7 @@ class Trainer {
     const std::vector<at::Tensor> gradients = optimizer_->gradients();
     const at::Tensor found_inf = loss_scale_.unscale(gradients);
     if (options_.clip_norm > 0) clip_norm(gradients, options_.clip_norm);
-    balance::commit(model_, {}, 1 - found_inf.view({}));
+    balance::commit(model_, {}, 1 - found_inf.squeeze());
     optimizer_->step(rate, found_inf);
     loss_scale_.update(found_inf);
     optimizer_->zero_grad();

@@ -1,5 +1,6 @@
 #pragma once
 #include <ATen/ops/arange.h>
+#include <ATen/ops/promote_types.h>
 #include <ATen/ops/zeros.h>
 
 #include "moecod/moe/dispatch/execute.hpp"

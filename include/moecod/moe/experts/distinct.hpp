@@ -1,6 +1,7 @@
 #pragma once
 #include <boost/hana/tuple.hpp>
 #include <boost/hana/unpack.hpp>
+#include <torch/nn/module.h>
 
 #include <memory>
 #include <string>

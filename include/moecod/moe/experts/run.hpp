@@ -36,11 +36,19 @@ using input_t =
 template <class Expert, class X>
 using output_t = std::remove_cvref_t<decltype(std::declval<Expert&>().forward(std::declval<const input_t<Expert, X>&>()))>;
 
-/// Runs an expert, with its activations kept for the backward pass or computed anew there.
+/// Runs an expert, with its activations kept for the backward pass or computed anew there. What an expert does in a
+/// member `prepare(in)`, such as calling a shared encoder, is never repeated: it may use parameters that are not the
+/// expert's own.
 template <class Expert, class In, class... Group>
 auto run(Expert& expert, const In& in, bool recompute, const Group&... group) {
-  auto forward = [&expert, group...](const In& x) { return expert.forward(x, group...); };
-  return recompute ? moecod::recompute(forward, in, expert.parameters()) : forward(in);
+  auto forward = [&expert, group...](const auto& x) { return expert.forward(x, group...); };
+  const auto execute = [&](const auto& ready) {
+    return recompute ? moecod::recompute(forward, ready, expert.parameters()) : forward(ready);
+  };
+  if constexpr (requires { expert.prepare(in); }) {
+    return execute(expert.prepare(in));
+  } else {
+    return execute(in);
+  }
 }
-
 }  // namespace moecod::experts

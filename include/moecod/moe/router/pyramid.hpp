@@ -195,7 +195,8 @@ struct Absent {};
 /// Branches left out by the template arguments have no parameters and cost nothing.
 ///
 /// Shapes: Pyramid or Scene of B images -> logits [B, experts], float32 (float64 from a float64 router). The last
-/// layers and the Fourier transform run in float32 under autocast too. The image itself is not read. About 8.2M parameters for the channels of PVTv2-B2.
+/// layers and the Fourier transform run in float32 under autocast too. The image itself is not read. About 8.2M
+/// parameters for the channels of PVTv2-B2.
 /// Synchronises: never. Decides for each image alone: in evaluation the rest of the batch does not matter.
 /// Errors: c10::Error when width is not a positive multiple of 4, or the pyramid has other channels than said.
 /// Source: docs/sources.md, model-level router; pyramid pooling: Zhao et al. 2017, arXiv 1612.01105.

@@ -1,0 +1,6 @@
+if(MISSING)
+  message(FATAL_ERROR "moecod/moecod.hpp does not reach: ${MISSING}")
+endif()
+if(FORBIDDEN)
+  message(FATAL_ERROR "moecod/moecod.hpp must not include: ${FORBIDDEN}")
+endif()
