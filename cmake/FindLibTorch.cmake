@@ -53,7 +53,8 @@ if(LibTorch_FOUND AND NOT TARGET LibTorch::torch)
   target_include_directories(LibTorch::torch SYSTEM INTERFACE
     "${LibTorch_ROOT}/include" "${LibTorch_ROOT}/include/torch/csrc/api/include")
   target_link_libraries(LibTorch::torch INTERFACE
-    LibTorch::torch_library LibTorch::torch_cpu_library LibTorch::c10_library)
+    # The wheel exports parts of an older std::filesystem; the system's must come first.
+    stdc++ LibTorch::torch_library LibTorch::torch_cpu_library LibTorch::c10_library)
   # The CUDA wheel's libtorch_cpu finds its NVIDIA libraries by its own RUNPATH; the linker need not.
   target_link_options(LibTorch::torch INTERFACE "LINKER:--allow-shlib-undefined")
   if(MOECOD_WITH_CUDA)

@@ -194,7 +194,8 @@ int run(const ProgramOptions& program, const CamoOptions& model_options, const R
     io::load_state(model, resumed->weights);
   }
   model.to(device);
-  train::Trainer<Camo> trainer(model, make_stage(program.stage, program.expert_id, recipe), trainer_options, device);
+  train::Trainer<Camo> trainer(model, make_stage(program.stage, program.expert_id, recipe), trainer_options, device,
+                               [&] { return std::make_unique<Camo>(camo_options(model_options)); });
   Best best(program.checkpoint_dir, model, model_options, program.stage, trainer_options.size);
   if (resumed) {
     trainer.load_state(*resumed);

@@ -2,5 +2,6 @@
 #include "parts.hpp"
 struct Router : good::Router {
   struct Options {};
+  explicit Router(const Options&) {}
 };
 constexpr auto n = use<moecod::Mixture<Router, good::Experts, good::Select, good::Balance, good::Dispatch>>;

@@ -1,6 +1,7 @@
 // expect: Router \(concept moecod::routes\): needs `at::Tensor forward\(const X&\)`
 #include "parts.hpp"
 struct Router : good::Router {
+  using good::Router::Router;
   void forward(int) {}
 };
 using Mixture = moecod::Mixture<Router, good::Experts, good::Select, good::Balance, good::Dispatch>;

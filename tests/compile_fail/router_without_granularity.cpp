@@ -1,6 +1,7 @@
 // expect: Router \(concept moecod::has_granularity\): needs the member type `granularity`
 #include "parts.hpp"
 struct Router : good::Router {
+  using good::Router::Router;
  private:
   using granularity = void;
 };

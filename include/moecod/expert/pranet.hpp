@@ -73,8 +73,9 @@ class PraNet : public torch::nn::Module {
   }
 
   at::Tensor loss(const Output& output, const at::Tensor& target, double /*progress*/) const {
+    const at::Tensor weight = loss::structure_weight(target);
     return loss::deep_supervision(output.logits, output.side, target, [&](const at::Tensor& x, const at::Tensor& m) {
-      return loss::structure(x, m, options_.structure);
+      return loss::structure(x, m, weight, options_.structure);
     });
   }
 

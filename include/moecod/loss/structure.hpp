@@ -32,15 +32,21 @@ inline at::Tensor structure_weight(const at::Tensor& mask) {
 ///
 /// Shapes: logits x and target m in [0, 1], [n, 1, H, W] -> [n]. Synchronises: never.
 /// Errors: c10::Error on other shapes. Source: Wei et al. 2020 (F3Net), arXiv 1911.11445.
-inline at::Tensor structure(const at::Tensor& logits, const at::Tensor& target,
-                            StructureForm form = StructureForm::weighted_bce) {
+/// `weight` is structure_weight(target), for callers that compare several maps with one target.
+inline at::Tensor structure(const at::Tensor& logits, const at::Tensor& target, const at::Tensor& weight,
+                            StructureForm form) {
   check_pair("structure", logits, target);
-  const at::Tensor weight = structure_weight(target);
   const at::Tensor cross_entropy = pixel_bce(logits, target);
   const at::Tensor pixels = form == StructureForm::mean_bce
                                 ? per_image_mean(cross_entropy)
                                 : per_image_sum(weight * cross_entropy) / per_image_sum(weight);
   return pixels + iou(logits, target, weight);
+}
+
+inline at::Tensor structure(const at::Tensor& logits, const at::Tensor& target,
+                            StructureForm form = StructureForm::weighted_bce) {
+  check_pair("structure", logits, target);
+  return structure(logits, target, structure_weight(target), form);
 }
 
 }  // namespace moecod::loss

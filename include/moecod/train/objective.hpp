@@ -88,8 +88,8 @@ class Responsibility : public torch::nn::Module {
 template <class Output>
 at::Tensor total_loss(const Objective& objective, const Output& out, const OwnLosses& losses,
                       Responsibility& responsibility, const at::Tensor& target, double progress, double share) {
-  at::Tensor total = at::zeros({}, losses.own.options());
-  const bool responsible = progress >= objective.from;
+  at::Tensor total = at::zeros({}, target.options().dtype(at::kFloat));
+  const bool responsible = objective.own > 0 && progress >= objective.from;
   at::Tensor r;
   if (objective.router > 0 || responsible) {
     responsibility.observe(losses);

@@ -1,5 +1,4 @@
 #pragma once
-#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/ops/randperm.h>
 
 #include <chrono>
@@ -23,6 +22,7 @@
 #include "moecod/train/optimizer.hpp"
 #include "moecod/train/precision.hpp"
 #include "moecod/train/progress.hpp"
+#include "moecod/train/replicas.hpp"
 #include "moecod/train/rng.hpp"
 #include "moecod/train/schedule.hpp"
 #include "moecod/train/validate.hpp"
@@ -46,6 +46,7 @@ struct TrainerOptions {
   double ema_decay = 0.999;
   bool amp = true;                   ///< mixed precision on GPUs
   int64_t workers = 2;               ///< threads that make batches
+  int64_t replicas = 1;              ///< threads that each train a share of every micro-batch (train/replicas.hpp)
   std::string augment = "strong";
   int64_t max_bad_steps = 50;        ///< steps in a row without a finite gradient that end the run
   int64_t seed = 0;
@@ -67,6 +68,8 @@ struct TrainerOptions {
       option(&TrainerOptions::ema_decay, "ema-decay", "of the moving average", between(0, 0.99999)),
       option(&TrainerOptions::amp, "amp", "mixed precision on GPUs"),
       option(&TrainerOptions::workers, "num-workers", "threads that make batches", at_least(0)),
+      option(&TrainerOptions::replicas, "replicas",
+             "threads that each train a share of every micro-batch, as ranks would; on the CPU", at_least(1)),
       option(&TrainerOptions::augment, "augment", "augmentation of training pictures",
              choices("none", "sinet_v2", "zoomnext", "strong")),
       option(&TrainerOptions::max_bad_steps, "max-bad-steps", "skipped steps in a row that end the run", at_least(1)),
@@ -89,16 +92,24 @@ struct EpochResult {
 template <class Model>
 class Trainer {
  public:
-  Trainer(Model& model, Stage stage, TrainerOptions options, at::Device device)
+  /// `make` makes a model of the same options, for replicas; it may be empty where there is only one.
+  Trainer(Model& model, Stage stage, TrainerOptions options, at::Device device,
+          const std::function<std::unique_ptr<Model>()>& make = {})
       : model_(model),
         stage_(std::move(stage)),
         options_(std::move(options)),
         device_(device),
         precision_(default_precision(device, options_.amp)),
         loss_scale_(device, precision_),
-        responsibility_(Model::num_experts) {
-    enter(stage_, model_);
-    responsibility_.to(device);
+        replicas_(model, options_.replicas, make) {
+    TORCH_CHECK(options_.batch_size % options_.replicas == 0, "--batch-size ", options_.batch_size,
+                " must be a multiple of --replicas ", options_.replicas);
+    TORCH_CHECK(options_.replicas == 1 || device.is_cpu(), "--replicas is for training on the CPU");
+    for (int64_t r = 0; r < replicas_.count(); ++r) {
+      enter(stage_, replicas_[r]);
+      responsibility_.push_back(std::make_unique<Responsibility>(Model::num_experts));
+      responsibility_.back()->to(device);
+    }
     optimizer_ = std::make_unique<AdamW>(parameter_groups(model_, stage_.rate_factors), options_.optimizer);
     if (options_.use_ema) ema_ = std::make_unique<Ema>(model_, options_.ema_decay);
     seed_generators(static_cast<uint64_t>(options_.seed) * 1000 + static_cast<uint64_t>(stage_.number));
@@ -160,7 +171,8 @@ class Trainer {
     add_state(out, "optimizer.", optimizer_->state());
     if (ema_) add_state(out, "ema.", ema_->state());
     add_state(out, "loss_scale.", loss_scale_.state());
-    add_state(out, "responsibility.", state_dict(responsibility_));
+    for (std::size_t r = 0; r < responsibility_.size(); ++r)
+      add_state(out, "responsibility." + std::to_string(r) + ".", state_dict(*responsibility_[r]));
     add_state(out, "random.", random_state(device_));
     return out;
   }
@@ -178,7 +190,10 @@ class Trainer {
     optimizer_->load_state(part_of_state(from.state, "optimizer."));
     if (ema_) ema_->load_state(part_of_state(from.state, "ema."));
     loss_scale_.load_state(part_of_state(from.state, "loss_scale."));
-    copy_state("responsibility", part_of_state(from.state, "responsibility."), state_dict(responsibility_));
+    for (std::size_t r = 0; r < responsibility_.size(); ++r)
+      copy_state("responsibility (is --replicas the same?)",
+                 part_of_state(from.state, "responsibility." + std::to_string(r) + "."), state_dict(*responsibility_[r]));
+    replicas_.hand_on_buffers();
     set_random_state(part_of_state(from.state, "random."), device_);
     epoch_ = from.progress.at("epoch");
     step_ = from.progress.at("step");
@@ -194,56 +209,62 @@ class Trainer {
       auto batch = loader.next();
       TORCH_CHECK(batch, "the training set ran out of readable pictures in the middle of an epoch");
       const DeviceBatch data = to_device(std::move(*batch), device_);
-      const at::Tensor loss = micro_batch(data, done);
-      loss_scale_.apply(loss).backward();
-      total = total.defined() ? total + loss.detach() : loss.detach();
+      const std::optional<Routing> drawn = draw(data.images.size(0) / replicas_.count());
+      const std::vector<at::Tensor> images = data.images.chunk(replicas_.count());
+      const std::vector<at::Tensor> masks = data.masks.chunk(replicas_.count());
+      std::vector<at::Tensor> losses(images.size());
+      replicas_.run([&](int64_t r, Model& model) {
+        const auto i = static_cast<std::size_t>(r);
+        const at::Tensor loss = share_of_loss(model, *responsibility_[i], images[i], masks[i], drawn, done);
+        loss_scale_.apply(loss).backward();
+        losses[i] = loss.detach();
+      });
+      for (const at::Tensor& loss : losses) total = total.defined() ? total + loss : loss;
     }
+    replicas_.reduce_gradients();
     const std::vector<at::Tensor> gradients = optimizer_->gradients();
     const at::Tensor found_inf = loss_scale_.unscale(gradients);
     if (options_.clip_norm > 0) clip_norm(gradients, options_.clip_norm);
-    balance::commit(model_, {}, 1 - found_inf.squeeze());
+    balance::commit(model_, [this](at::Tensor& counts) { replicas_.add_counts(counts); }, 1 - found_inf.squeeze());
     optimizer_->step(rate, found_inf);
     loss_scale_.update(found_inf);
     optimizer_->zero_grad();
+    replicas_.hand_on_buffers();
     if (ema_) ema_->update(step_);
     ++step_;
     check_finite(found_inf);
     return total;
   }
 
-  at::Tensor micro_batch(const DeviceBatch& data, double done) {
+  /// The part of an optimizer step's loss that one replica's share of a micro-batch makes up.
+  at::Tensor share_of_loss(Model& model, Responsibility& responsibility, const at::Tensor& images,
+                           const at::Tensor& masks, const std::optional<Routing>& drawn, double done) {
     const Autocast autocast(device_, precision_);
-    const Scene scene = model_.look(data.images);
-    const auto out = model_.mixture->run(scene, decide(scene));
-    const OwnLosses losses = needs_own() ? own_losses(*model_.mixture->experts, out.parts, data.masks, done)
-                                         : OwnLosses{at::zeros({data.masks.size(0), Model::num_experts}, data.masks.options()),
-                                                     at::ones({data.masks.size(0), Model::num_experts}, data.masks.options())};
-    return total_loss(stage_.objective, out, losses, responsibility_, data.masks, done,
-                      1.0 / double(options_.accumulation_steps));
+    const Scene scene = model.look(images);
+    const auto out = model.mixture->run(scene, drawn ? *drawn : decide(model, scene));
+    OwnLosses losses;
+    if (stage_.objective.own > 0 || stage_.objective.router > 0)
+      losses = own_losses(*model.mixture->experts, out.parts, masks, done);
+    return total_loss(stage_.objective, out, losses, responsibility, masks, done,
+                      1.0 / double(options_.accumulation_steps * replicas_.count()));
   }
 
-  bool needs_own() const { return stage_.objective.own > 0 || stage_.objective.router > 0; }
+  /// The routing of stages that do not ask the router, the same for all replicas.
+  std::optional<Routing> draw(int64_t rows) {
+    const int64_t experts = Model::num_experts;
+    if (stage_.exposure == Exposure::only) return Routing::to(stage_.expert, rows, experts, device_);
+    if (stage_.exposure != Exposure::drawn) return std::nullopt;
+    const at::Tensor drawn = at::randperm(experts, at::kLong);
+    const int64_t* p = drawn.const_data_ptr<int64_t>();
+    return Routing::to(std::vector<int64_t>(p, p + std::min(experts, stage_.experts_per_step)), rows, experts, device_);
+  }
 
-  Routing decide(const Scene& scene) {
-    const int64_t rows = scene.image.size(0), experts = Model::num_experts;
-    switch (stage_.exposure) {
-      case Exposure::only:
-        return Routing::to(stage_.expert, rows, experts, device_);
-      case Exposure::drawn: {
-        const at::Tensor drawn = at::randperm(experts, at::kLong);
-        const int64_t* p = drawn.const_data_ptr<int64_t>();
-        return Routing::to(std::vector<int64_t>(p, p + std::min(experts, stage_.experts_per_step)), rows, experts,
-                           device_);
-      }
-      case Exposure::routed:
-      case Exposure::all:
-        break;
-    }
-    Routing routing = model_.mixture->route(scene);
+  Routing decide(Model& model, const Scene& scene) {
+    Routing routing = model.mixture->route(scene);
     if (stage_.objective.detach_gates) routing.weights = routing.weights.detach();
     if (stage_.exposure == Exposure::routed) return routing;
     // Every expert runs; those that were not chosen have weight 0 in the answer.
-    Routing all = Routing::all(rows, experts, device_);
+    Routing all = Routing::all(scene.image.size(0), Model::num_experts, device_);
     all.weights = Answers::dense_weights(routing);
     all.logits = routing.logits;
     all.scores = routing.scores;
@@ -291,7 +312,8 @@ class Trainer {
   at::Device device_;
   Precision precision_;
   LossScale loss_scale_;
-  Responsibility responsibility_;
+  Replicas<Model> replicas_;
+  std::vector<std::unique_ptr<Responsibility>> responsibility_;  // one a replica
   std::unique_ptr<AdamW> optimizer_;
   std::unique_ptr<Ema> ema_;
   at::Tensor earlier_;
