@@ -76,7 +76,7 @@ inline Camo::Options camo_options(const CamoOptions& o) {
   out.mixture.router.width = o.router_width;
   out.mixture.balance.rate = o.bias_rate;
   out.mixture.balance.window = o.bias_window;
-  out.mixture.recompute = o.gradient_checkpointing;
+  out.recompute = o.gradient_checkpointing;
   return out;
 }
 

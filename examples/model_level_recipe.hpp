@@ -35,6 +35,7 @@ struct ObjectiveFlags {
     };
     add("--mixture-weight", o.mixture, "weight of the combined answer's loss");
     add("--own-weight", o.own, "weight of the experts' own losses");
+    add("--answer-weight", o.answer, "weight of the structure loss of the experts' final maps, beside their own");
     add("--router-weight", o.router, "weight of the router's cross-entropy with the experts' responsibilities");
     add("--responsibility-temperature", o.temperature, "in units of the losses' spread");
     add("--responsibility-floor", o.floor, "share of a picture's loss that is spread evenly, in [0, 1]");

@@ -24,6 +24,9 @@ class Backbone : public torch::nn::Module {
   virtual std::vector<int64_t> strides() const = 0;
   virtual Pyramid forward(const at::Tensor& images) = 0;
 
+  /// Compute the activations of blocks anew in the backward pass instead of keeping them, where the network can.
+  bool recompute = false;
+
  protected:
   /// Errors: c10::Error naming the sizes when the images are not [B, 3, H, W] with H and W multiples of the last
   /// stride.

@@ -12,6 +12,7 @@
 
 #include "moecod/backbone/backbone.hpp"
 #include "moecod/backbone/drop_path.hpp"
+#include "moecod/core/recompute.hpp"
 #include "moecod/layers/conv.hpp"
 #include "moecod/layers/linear.hpp"
 #include "moecod/layers/norm.hpp"
@@ -163,11 +164,15 @@ class Stage : public torch::nn::Module {
     norm_ = register_module("norm", std::make_shared<layers::LayerNorm<>>(variant.dims[stage], block_eps));
   }
 
-  at::Tensor forward(const at::Tensor& x) {
+  /// With `recompute` the blocks' activations are computed anew in the backward pass.
+  at::Tensor forward(const at::Tensor& x, bool recompute) {
     const at::Tensor map = downsample_ ? downsample_->forward(x) : x;
     const int64_t height = map.size(2), width = map.size(3);
     at::Tensor tokens = to_tokens(map);
-    for (const auto& block : blocks_) tokens = block->forward(tokens, height, width);
+    for (const auto& block : blocks_) {
+      const auto run = [block, height, width](const at::Tensor& t) { return block->forward(t, height, width); };
+      tokens = recompute ? moecod::recompute(run, tokens, block->parameters()) : run(tokens);
+    }
     return to_map(norm_->forward(tokens), height, width).contiguous();
   }
 
@@ -214,7 +219,7 @@ class PvtV2 : public Backbone {
     check_images(images);
     Pyramid out;
     at::Tensor x = patch_embed_->forward(images);
-    for (const auto& stage : stages_) out.push_back(x = stage->forward(x));
+    for (const auto& stage : stages_) out.push_back(x = stage->forward(x, recompute));
     return out;
   }
 

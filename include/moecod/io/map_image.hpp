@@ -1,8 +1,7 @@
 #pragma once
+#include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/sigmoid.h>
-
-#include <cmath>
 
 #include "moecod/io/image.hpp"
 #include "moecod/layers/resize.hpp"

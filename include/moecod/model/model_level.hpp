@@ -51,6 +51,7 @@ class ModelLevel : public torch::nn::Module {
   struct Options {
     typename BackbonePolicy::Options backbone;
     typename MixturePolicy::Options mixture;
+    bool recompute = false;  ///< compute activations of backbone and experts anew in the backward pass
   };
 
   ModelLevel() : ModelLevel(Options()) {}
@@ -58,6 +59,8 @@ class ModelLevel : public torch::nn::Module {
     backbone = register_module("backbone", backbone::create<BackbonePolicy>(options.backbone));
     moecod::detail::set_channels(options.mixture.router, backbone->dims());
     moecod::detail::set_channels(options.mixture.experts, backbone->dims());
+    options.mixture.recompute |= options.recompute;
+    backbone->recompute = options.recompute;
     mixture = register_module("mixture", std::make_shared<MixturePolicy>(options.mixture));
     encode_ = [encoder = backbone.get()](const at::Tensor& images) { return encoder->forward(images); };
   }

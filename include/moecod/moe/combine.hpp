@@ -67,9 +67,10 @@ struct CombineFunction : torch::autograd::Function<CombineFunction> {
       d_sorted = at::index_select(g, 0, slots.floor_divide(position.size(1))).mul(w.to(g.scalar_type()));
     }
     if (ctx->needs_input_grad(1)) {
+      const auto wide = at::promote_types(g.scalar_type(), at::kFloat);
       d_weights = at::zeros_like(weights);
       for (int64_t s = 0; s < position.size(1); ++s)
-        d_weights.select(1, s).copy_((slot(sorted, position, s) * g).flatten(1).sum(1, false, weights.scalar_type()));
+        d_weights.select(1, s).copy_((slot(sorted, position, s).to(wide) * g.to(wide)).flatten(1).sum(1));
     }
     return {d_sorted, d_weights, {}, {}};
   }

@@ -103,7 +103,7 @@ class Monitor {
     TORCH_CHECK(labels.empty() || int64_t(labels.size()) == routing.rows(), "Monitor: ", labels.size(),
                 " labels for ", routing.rows(), " rows");
     counts_.push_back(routing.counts.detach());
-    first_.push_back(routing.experts.select(1, 0).detach());
+    first_.push_back(routing.first_choice());
     if (routing.scores.defined()) {
       const at::Tensor p = routing.scores.detach() / routing.scores.detach().sum(1, true).clamp_min(1e-20);
       entropy_.push_back(-(p * at::log(p.clamp_min(1e-20))).sum(1));

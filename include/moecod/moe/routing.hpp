@@ -33,6 +33,13 @@ struct Routing {
   at::Tensor counts;   ///< [E] int64, assignments per expert
   int64_t assignments = 0;
 
+  /// The expert that has the most say in each row, [N] int64; ties go to the lower slot. Does not synchronise.
+  at::Tensor first_choice() const {
+    // A stable sort keeps equal weights in the order of their slots; argmax does not promise that.
+    const at::Tensor order = std::get<1>(at::sort(weights.detach(), /*stable=*/true, /*dim=*/1, /*descending=*/true));
+    return experts.to(at::kLong).gather(1, order.slice(1, 0, 1)).squeeze(1);
+  }
+
   int64_t rows() const { return experts.size(0); }
   int64_t slots() const { return experts.size(1); }
   int64_t num_experts() const { return counts.size(0); }

@@ -9,33 +9,40 @@
 #include <limits>
 #include <vector>
 
+#include "moecod/core/tree.hpp"
 #include "moecod/loss/structure.hpp"
 #include "moecod/train/stage.hpp"
 
 namespace moecod::train {
 
-/// The experts' own losses on a batch: own [N, E], zero where an expert did not see the picture; seen [N, E], 0 or 1.
+/// The experts' losses on a batch, [N, E] each and zero where an expert did not see the picture. `own` is what each
+/// expert says of itself, on its own scale; `answer` is the structure loss of its final map, which compares experts;
+/// `seen` is 0 or 1.
 struct OwnLosses {
-  at::Tensor own, seen;
+  at::Tensor own, answer, seen;
 };
 
-/// Asks each expert for its loss on the pictures it saw: expert.loss(output, target, progress) -> [m].
-/// target [N, 1, H, W] in [0, 1]; progress in [0, 1]. Synchronises: never.
+/// Asks each expert for its loss on the pictures it saw, expert.loss(output, target, progress) -> [m], and takes the
+/// structure loss of its final map. target [N, 1, H, W] in [0, 1]; progress in [0, 1]. Synchronises: never.
 template <class Experts, class Parts>
 OwnLosses own_losses(Experts& experts, Parts& parts, const at::Tensor& target, double progress) {
-  std::vector<at::Tensor> own, seen;
-  const auto options = target.options().dtype(at::kFloat);
+  std::vector<at::Tensor> own, answer, seen;
+  const at::Tensor nothing = at::zeros({target.size(0)}, target.options().dtype(at::kFloat));
+  const at::Tensor weight = loss::structure_weight(target);
   experts.for_each(parts, [&](int64_t, auto& expert, auto& part) {
-    at::Tensor losses = at::zeros({target.size(0)}, options), saw = at::zeros({target.size(0)}, options);
-    if (!part.empty()) {
-      const at::Tensor mine = expert.loss(part.output, target.index_select(0, part.rows), progress);
-      losses = losses.index_copy(0, part.rows, mine.to(at::kFloat));
-      saw.index_fill_(0, part.rows, 1);
-    }
-    own.push_back(losses);
-    seen.push_back(saw);
+    own.push_back(nothing);
+    answer.push_back(nothing);
+    seen.push_back(nothing.clone());
+    if (part.empty()) return;
+    const at::Tensor mine = target.index_select(0, part.rows);
+    auto output = part.output;
+    const at::Tensor judged = loss::structure(tree::primary(output), mine, weight.index_select(0, part.rows),
+                                              loss::StructureForm::weighted_bce);
+    own.back() = nothing.index_copy(0, part.rows, expert.loss(part.output, mine, progress).to(at::kFloat));
+    answer.back() = nothing.index_copy(0, part.rows, judged.to(at::kFloat));
+    seen.back().index_fill_(0, part.rows, 1);
   });
-  return {at::stack(own, 1), at::stack(seen, 1)};
+  return {at::stack(own, 1), at::stack(answer, 1), at::stack(seen, 1)};
 }
 
 /// How well each expert does on a picture, compared with the others and with itself. Keeps the running means.
@@ -53,7 +60,7 @@ class Responsibility : public torch::nn::Module {
   void observe(const OwnLosses& losses) {
     torch::NoGradGuard no_grad;
     const at::Tensor count = losses.seen.sum(0);
-    const at::Tensor here = (losses.own.detach() * losses.seen).sum(0) / count.clamp_min(1);
+    const at::Tensor here = (losses.answer.detach() * losses.seen).sum(0) / count.clamp_min(1);
     const at::Tensor any = count.gt(0).to(at::kFloat);
     seen_.mul_(1 - 0.05 * any).add_(0.05 * any);
     mean_.copy_(mean_ + any * 0.05 / seen_.clamp_min(1e-6) * (here - mean_));
@@ -73,7 +80,7 @@ class Responsibility : public torch::nn::Module {
 
  private:
   at::Tensor centre(const OwnLosses& losses, double handicap) const {
-    const at::Tensor d = losses.own.detach() - handicap * mean_;
+    const at::Tensor d = losses.answer.detach() - handicap * mean_;
     const at::Tensor image = (d * losses.seen).sum(1, true) / losses.seen.sum(1, true).clamp_min(1);
     return d - image;
   }
@@ -95,11 +102,12 @@ at::Tensor total_loss(const Objective& objective, const Output& out, const OwnLo
     responsibility.observe(losses);
     r = responsibility(losses, objective);
   }
-  if (objective.own > 0) {
+  if (objective.own > 0 || objective.answer > 0) {
     const at::Tensor experts = losses.seen.sum(1, /*keepdim=*/true);
     at::Tensor weight = losses.seen;
     if (responsible) weight = r * ((1 - objective.floor) * experts) + losses.seen * objective.floor;
-    total = total + objective.own * (weight * losses.own).sum() / losses.seen.sum();
+    const at::Tensor each = objective.own * losses.own + objective.answer * losses.answer;
+    total = total + (weight * each).sum() / losses.seen.sum();
   }
   if (objective.mixture > 0)
     total = total + objective.mixture * loss::structure(out.y, target, loss::StructureForm::weighted_bce).mean();

@@ -23,18 +23,21 @@ enum class Exposure {
 
 /// What a stage's loss is made of; zero leaves a term out.
 ///
-///     loss = mixture * mean_n L(y_n) + own * mean over assignments (r_ne E_n) l_ne + router * CE(r_n, softmax(logits_n))
+///     loss = mixture * mean_n L(y_n) + mean over assignments (r_ne E_n) (own * l_ne + answer * L(y_ne))
+///            + router * CE(r_n, softmax(logits_n))
 ///
-/// l_ne is expert e's own loss on picture n, L the structure loss of the combined answer, E_n the number of experts
-/// that saw the picture. r_ne, the expert's responsibility for the picture, is 1/E_n up to `from` of the stage, then
+/// L is the structure loss, of the combined answer y_n and of expert e's own answer y_ne, l_ne the expert's own loss
+/// on picture n, E_n the number of experts that saw the picture. r_ne, the expert's responsibility for the picture, is
+/// 1/E_n up to `from` of the stage, then
 ///
-///     r_n = (1 - floor) softmax_e(-(l_ne - handicap * m_e - mean_e) / (spread * temperature)) + floor / E_n
+///     r_n = (1 - floor) softmax_e(-(L(y_ne) - handicap * m_e - mean_e) / (spread * temperature)) + floor / E_n
 ///
-/// with m_e a running mean of the expert's loss and spread the running deviation of the centred losses. The router
+/// with m_e a running mean of L(y_ne) and spread the running deviation of the centred losses. The router
 /// learns r without the floor. With `detach_gates` the combined answer trains experts and backbone only.
 struct Objective {
   double mixture = 0;
   double own = 1;
+  double answer = 0;
   double router = 0;
   bool detach_gates = false;
   double temperature = 1;  ///< > 0, in units of the spread

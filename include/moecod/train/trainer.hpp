@@ -48,6 +48,7 @@ struct TrainerOptions {
   int64_t workers = 2;               ///< threads that make batches
   int64_t replicas = 1;              ///< threads that each train a share of every micro-batch (train/replicas.hpp)
   std::string augment = "strong";
+  int64_t stop_after = 0;            ///< epochs of this run, after which it ends and may be resumed; 0: all
   int64_t max_bad_steps = 50;        ///< steps in a row without a finite gradient that end the run
   int64_t seed = 0;
 
@@ -72,6 +73,8 @@ struct TrainerOptions {
              "threads that each train a share of every micro-batch, as ranks would; on the CPU", at_least(1)),
       option(&TrainerOptions::augment, "augment", "augmentation of training pictures",
              choices("none", "sinet_v2", "zoomnext", "strong")),
+      option(&TrainerOptions::stop_after, "stop-after", "end this run after so many epochs, to be resumed; 0 for all",
+             at_least(0)),
       option(&TrainerOptions::max_bad_steps, "max-bad-steps", "skipped steps in a row that end the run", at_least(1)),
       option(&TrainerOptions::seed, "seed", "of all random choices", at_least(0)));
 };
@@ -129,7 +132,8 @@ class Trainer {
                       .warmup_steps = int64_t(options_.warmup * double(steps * options_.epochs)),
                       .total_steps = steps * options_.epochs,
                       .cycles = 3};
-    for (; epoch_ < options_.epochs; ++epoch_) {
+    const int64_t last = options_.stop_after > 0 ? std::min(options_.epochs, epoch_ + options_.stop_after) : options_.epochs;
+    for (; epoch_ < last; ++epoch_) {
       const int64_t size = options_.small_size > 0 && epoch_ < options_.epochs / 2 ? options_.small_size : options_.size;
       data::Loader<data::AnySource> loader(
           training, {.batch = options_.batch_size, .height = size, .width = size, .train = true,

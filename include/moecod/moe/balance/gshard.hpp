@@ -22,7 +22,7 @@ class GShard : public State {
   explicit GShard(const Options& options) : options_(options) {}
 
   at::Tensor loss(const Routing& routing) const {
-    const at::Tensor first = count_assignments(routing.experts.slice(1, 0, 1), routing.num_experts());
+    const at::Tensor first = count_assignments(routing.first_choice(), routing.num_experts());
     const at::Tensor share = first.to(routing.scores.scalar_type()) / double(routing.rows());
     return (share * routing.scores.mean(0)).mean() * options_.weight;
   }

@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# pipeline.sh BIN: runs the programs on a small data set of procedural textures and checks what they leave behind.
+set -euo pipefail
+bin=$1
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+
+fail() { echo "pipeline: $*" >&2; exit 1; }
+# refuses TEXT COMMAND...: the command must fail and say TEXT.
+refuses() {
+  local text=$1; shift
+  if "$@" > refused.log 2>&1; then cat refused.log >&2; fail "should have been refused: $*"; fi
+  grep -qF -- "$text" refused.log || { cat refused.log >&2; fail "expected '$text' from: $*"; }
+}
+same() { cmp -s "$1" "$2" || fail "$1 and $2 differ"; }
+
+"$bin/make_dataset" --output data --procedural 9 --train 16 --validation 8 --test 12 --size 64 --seed 4 > /dev/null
+train=("$bin/train_model_level_moe" --preset demo --data-root data --seed 2 --img-size 64 --small-size 0
+       --sinet-width 8 --pranet-width 8 --zoomnet-width 8 --ujsc-width 8 --router-width 8)
+
+# Stage 1: a run that stops and resumes is the unbroken one, bit for bit; so is one with another number of workers.
+"${train[@]}" --stage 1 --epochs 2 --use-ema --checkpoint-dir whole > /dev/null 2>&1
+"${train[@]}" --stage 1 --epochs 2 --use-ema --checkpoint-dir parts --stop-after 1 --num-workers 0 > /dev/null 2>&1
+"${train[@]}" --stage 1 --epochs 2 --use-ema --checkpoint-dir parts --resume-from parts/last_stage1 > /dev/null 2>&1
+same whole/last_stage1.safetensors parts/last_stage1.safetensors
+same whole/expert_all_best.safetensors parts/expert_all_best.safetensors
+[ "$(wc -l < parts/metrics_stage1.jsonl)" = 2 ] || fail "expected a line per epoch in metrics_stage1.jsonl"
+for k in 0 1 2 3; do [ -f "whole/expert_${k}_best.safetensors" ] || fail "no expert_${k}_best"; done
+
+# One expert alone: the backbone of the first is loaded and stays as it is.
+"${train[@]}" --stage 1 --epochs 1 --expert-id 0 --checkpoint-dir alone > /dev/null 2>&1
+"${train[@]}" --stage 1 --epochs 1 --expert-id 1 --checkpoint-dir alone \
+  --load-experts-from alone/expert_0_best.safetensors > loaded.log 2>&1
+grep -q "loaded from alone/expert_0_best.safetensors: backbone, expert 0" loaded.log || fail "no word of what was loaded"
+grep -q "not found in any file, so left at the start: expert 1, expert 2, expert 3, router, balance" loaded.log ||
+  fail "no word of what was not found"
+
+# Stages 2 and 3, two replicas, accumulation, recomputation.
+"${train[@]}" --stage 2 --epochs 1 --checkpoint-dir whole --load-experts-from whole/expert_all_best.safetensors \
+  --replicas 2 > /dev/null 2>&1
+"${train[@]}" --stage 3 --epochs 1 --checkpoint-dir whole --load-experts-from whole/router_best.safetensors \
+  --accumulation-steps 2 --gradient-checkpointing > /dev/null 2>&1
+
+# Inference.
+"$bin/predict" --checkpoint whole/ensemble_best.safetensors --input data/Test/Image --output masks \
+  --routing routing.json > /dev/null 2>&1
+[ "$(ls masks | wc -l)" = 12 ] || fail "expected 12 masks"
+grep -q '"weights"' routing.json || fail "no weights in routing.json"
+"$bin/evaluate" --pred masks --gt data/Test/GT_Object --json scores.json > /dev/null
+grep -q '"smeasure"' scores.json || fail "no smeasure in scores.json"
+"$bin/inspect" --checkpoint whole/ensemble_best.safetensors --data-root data --output report \
+  --alone alone/expert_0_best.safetensors --alone-expert 0 > inspect.log 2>&1
+for key in expert_3 ensemble dense uniform random_top2 best_pair oracle alone; do
+  grep -q "\"$key\"" report/summary.json || fail "no $key in summary.json"
+done
+
+# Bad input is refused by name.
+refuses "--data-root is missing" "$bin/train_model_level_moe" --stage 1
+refuses "stage 2 needs --load-experts-from" "${train[@]}" --stage 2
+refuses "--top-k" "${train[@]}" --stage 1 --top-k 3
+refuses "multiples of 32" "${train[@]}" --stage 1 --img-size 100
+refuses "trained on different backbones" "${train[@]}" --stage 2 --checkpoint-dir other \
+  --load-experts-from whole/expert_0_best.safetensors alone/expert_1_best.safetensors
+refuses "was trained with --backbone pvt_v2_b0" "${train[@]}" --stage 2 --backbone pvt_v2_b1 \
+  --load-experts-from whole/expert_all_best.safetensors
+refuses "is of stage 1, this run is stage 3" "${train[@]}" --stage 3 --resume-from whole/last_stage1
+refuses "torch.load" "${train[@]}" --stage 1 --backbone-weights pvt.pth
+refuses "does not record a model" "$bin/predict" --checkpoint whole/last_stage1.resume.safetensors --input data --output m
+refuses "--data-root" "$bin/inspect" --checkpoint whole/ensemble_best.safetensors --output m
+refuses "missing" "$bin/predict" --checkpoint whole/expert_0_best.safetensors --input data/Test/Image --output m
+echo "pipeline: all checks passed"
