@@ -16,8 +16,9 @@ refuses() {
 same() { cmp -s "$1" "$2" || fail "$1 and $2 differ"; }
 
 "$bin/make_dataset" --output data --procedural 9 --train 16 --validation 8 --test 12 --size 64 --seed 4 > /dev/null
-train=("$bin/train_model_level_moe" --preset demo --data-root data --seed 2 --img-size 64 --small-size 0
+small=("$bin/train_model_level_moe" --preset demo --data-root data --seed 2 --small-size 0
        --sinet-width 8 --pranet-width 8 --zoomnet-width 8 --ujsc-width 8 --router-width 8)
+train=("${small[@]}" --img-size 64)
 
 # Stage 1: a run that stops and resumes is the unbroken one, bit for bit; so is one with another number of workers.
 "${train[@]}" --stage 1 --epochs 2 --use-ema --checkpoint-dir whole > /dev/null 2>&1
@@ -59,7 +60,7 @@ done
 refuses "--data-root is missing" "$bin/train_model_level_moe" --stage 1
 refuses "stage 2 needs --load-experts-from" "${train[@]}" --stage 2
 refuses "--top-k" "${train[@]}" --stage 1 --top-k 3
-refuses "multiples of 32" "${train[@]}" --stage 1 --img-size 100
+refuses "multiples of 32" "${small[@]}" --stage 1 --img-size 100
 refuses "trained on different backbones" "${train[@]}" --stage 2 --checkpoint-dir other \
   --load-experts-from whole/expert_0_best.safetensors alone/expert_1_best.safetensors
 refuses "was trained with --backbone pvt_v2_b0" "${train[@]}" --stage 2 --backbone pvt_v2_b1 \

@@ -23,7 +23,9 @@ class PositionAttention : public torch::nn::Module {
   explicit PositionAttention(int64_t width) {
     const int64_t narrow = std::max<int64_t>(1, width / 8);
     query_ = register_module("query", conv(width, narrow, 1));
-    key_ = register_module("key", conv(width, narrow, 1));
+    // A bias of the keys would add the same to all scores of a query, which the softmax takes off again.
+    key_ = register_module("key", std::make_shared<layers::Conv2d<>>(
+                                      layers::Conv2dOptions::square(width, narrow, 1, 1, /*bias=*/false)));
     value_ = register_module("value", conv(width, width, 1));
     gamma = register_parameter("gamma", at::zeros({1}));
   }
