@@ -27,10 +27,24 @@ namespace moecod::examples {
 inline const std::vector<std::string> expert_names{"SINet", "PraNet", "ZoomNet", "UJSC"};
 
 /// The variant compiled. What is a template argument cannot be a flag: --num-experts and --top-k accept these values
-/// only. For another, change this line and build again.
+/// only. For another number or another policy, change these lines (with the include of the policy) and build again.
 using Camo = ModelLevel<backbone::Any,
                         Mixture<router::Pyramid<>, Distinct<expert::SINet, expert::PraNet, expert::ZoomNet, expert::Ujsc>,
                                 select::TopK<2>, balance::LossFree, dispatch::Batched>>;
+
+using CamoBalance = Camo::mixture_type::balance_type;
+
+/// Bias policies have a rate and a window, auxiliary losses have neither: the flags set what the policy compiled has.
+template <class Options>
+void set_bias(Options& options, double rate, int64_t window) {
+  if constexpr (requires { options.rate = rate; }) options.rate = rate;
+  if constexpr (requires { options.window = window; }) options.window = window;
+}
+template <class Options>
+double default_rate(const Options& options) {
+  if constexpr (requires { options.rate; }) return options.rate;
+  return 0;
+}
 
 /// What makes one model of that type differ from another.
 struct CamoOptions {
@@ -43,8 +57,8 @@ struct CamoOptions {
   int64_t ujsc_width = expert::Ujsc::Options().width;
   bool zoom_resample = false;
   int64_t router_width = router::Pyramid<>::Options().width;
-  double bias_rate = balance::LossFree::Options().rate;
-  int64_t bias_window = balance::LossFree::Options().window;
+  double bias_rate = default_rate(CamoBalance::Options());
+  int64_t bias_window = 1;
   bool gradient_checkpointing = false;
 
   static constexpr auto options = std::make_tuple(
@@ -58,7 +72,7 @@ struct CamoOptions {
       option(&CamoOptions::zoom_resample, "zoom-resample",
              "ZoomNet-style: resize features instead of encoding the picture at two more scales"),
       option(&CamoOptions::router_width, "router-width", "channels of the router's branches", at_least(1)),
-      option(&CamoOptions::bias_rate, "bias-rate", "step of the loss-free balancing bias", at_least(0)),
+      option(&CamoOptions::bias_rate, "bias-rate", "step of the balancing bias, in units of its policy", at_least(0)),
       option(&CamoOptions::bias_window, "bias-window", "optimizer steps per step of the bias", at_least(1)),
       option(&CamoOptions::gradient_checkpointing, "gradient-checkpointing",
              "compute activations anew in the backward pass instead of keeping them"));
@@ -74,8 +88,7 @@ inline Camo::Options camo_options(const CamoOptions& o) {
   zoomnet.resample = o.zoom_resample;
   ujsc.width = o.ujsc_width;
   out.mixture.router.width = o.router_width;
-  out.mixture.balance.rate = o.bias_rate;
-  out.mixture.balance.window = o.bias_window;
+  set_bias(out.mixture.balance, o.bias_rate, o.bias_window);
   out.recompute = o.gradient_checkpointing;
   return out;
 }

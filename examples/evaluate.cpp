@@ -22,7 +22,7 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
-#include <moecod/io/atomic_file.hpp>
+#include <moecod/io/file.hpp>
 #include <moecod/io/image.hpp>
 #include <moecod/io/image_file.hpp>
 #include <moecod/metric/evaluator.hpp>

@@ -16,7 +16,7 @@
 #include "examples/camo_model.hpp"
 #include "moecod/data/folder.hpp"
 #include "moecod/data/loader.hpp"
-#include "moecod/io/atomic_file.hpp"
+#include "moecod/io/file.hpp"
 #include "moecod/io/image_file.hpp"
 #include "moecod/io/map_image.hpp"
 #include "moecod/metric/evaluator.hpp"
@@ -67,12 +67,24 @@ std::string pair_name(const std::vector<int64_t>& pair) {
   return "pair_" + std::to_string(pair[0]) + std::to_string(pair[1]);
 }
 
+/// Intersection over union where the probability is above 0.5; 0 where both are empty. No rescaling of the map, which
+/// PySODMetrics' iou_binary has.
+double iou_at_half(const Image& prediction, const Image& truth) {
+  int64_t both = 0, any = 0;
+  for (std::size_t i = 0; i < truth.pixels.size(); ++i) {
+    const bool p = prediction.pixels[i] >= 128, t = truth.pixels[i] >= 128;
+    both += p && t;
+    any += p || t;
+  }
+  return any > 0 ? double(both) / double(any) : 0;
+}
+
 /// Scores one map and keeps the score under `name`; returns the picture's IoU.
 double score(Results& results, const std::string& name, const Image& prediction, const Image& truth) {
   const metric::ImageStatistics image({prediction.pixels.data(), truth.pixels.data(), truth.height, truth.width});
   Way& way = results.ways[name];
   way.evaluator.add(image);
-  way.iou.push_back(metric::Iou::of(image.binary()));
+  way.iou.push_back(iou_at_half(prediction, truth));
   return way.iou.back();
 }
 
@@ -306,7 +318,7 @@ int main(int argc, char** argv) {
       regime_names = regimes.get<std::vector<std::string>>();
       const auto made = nlohmann::json::parse(labels, nullptr, false);
       for (const char* part : {"train", "validation", "test"})
-        photographs[part] = made["parameters"]["photographs"][part].size();
+        photographs[part] = made.at("parameters").at("photographs").at(part).size();
     }
     const std::string name = fs::path(root).filename().string() + " test";
     Json summary{{"title", "A mixture of " + std::to_string(E) + " experts for camouflaged objects"},

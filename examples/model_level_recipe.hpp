@@ -24,26 +24,8 @@ struct RecipeOptions {
              "with --expert-id above 0: move the shared backbone as well (the other experts go stale)"),
       option(&RecipeOptions::fixed_statistics, "fixed-statistics", "keep batch statistics as they are"),
       option(&RecipeOptions::backbone_rate, "backbone-rate", "the backbone's learning rate as a share of --lr",
-             between(0, 1)));
-};
-
-/// The terms of the loss as flags.
-struct ObjectiveFlags {
-  static void add(CLI::App& app, train::Objective& o) {
-    const auto add = [&](const char* flag, double& value, const char* help) {
-      app.add_option(flag, value, help)->capture_default_str()->check(CLI::NonNegativeNumber);
-    };
-    add("--mixture-weight", o.mixture, "weight of the combined answer's loss");
-    add("--own-weight", o.own, "weight of the experts' own losses");
-    add("--answer-weight", o.answer, "weight of the structure loss of the experts' final maps, beside their own");
-    add("--router-weight", o.router, "weight of the router's cross-entropy with the experts' responsibilities");
-    add("--responsibility-temperature", o.temperature, "in units of the losses' spread");
-    add("--responsibility-floor", o.floor, "share of a picture's loss that is spread evenly, in [0, 1]");
-    add("--responsibility-handicap", o.handicap, "share of an expert's mean loss taken off its own, in [0, 1]");
-    add("--responsibility-from", o.from, "share of the stage before responsibilities begin; 1 for never");
-    app.add_flag("--detach-gates,!--no-detach-gates", o.detach_gates,
-                 "the combined answer does not train the router");
-  }
+             between(0, 1)),
+      nested(&RecipeOptions::objective));
 };
 
 /// Settings of a stage: the guide's ("full"), or those that train in minutes on two cores ("demo").
@@ -68,11 +50,12 @@ inline void apply_preset(const std::string& preset, int64_t stage, CamoOptions& 
   model.bias_rate = 1e-3;
   model.bias_window = 4;
   trainer.size = 96;
-  trainer.small_size = stage == 1 ? 64 : 0;
   trainer.batch_size = 8;
-  trainer.epochs = std::array{20, 3, 3}[stage - 1];
-  trainer.learning_rate = std::array{1.5e-3, 1e-3, 3e-4}[stage - 1];
+  trainer.epochs = std::array{8, 2, 2}[stage - 1];
+  trainer.learning_rate = std::array{2e-3, 1e-3, 3e-4}[stage - 1];
+  trainer.optimizer.beta2 = 0.98;
   trainer.optimizer.weight_decay = 0.01;
+  objective.answer = std::array{1.0, 0.0, 0.5}[stage - 1];
   trainer.workers = 1;
 }
 

@@ -11,7 +11,7 @@
 #include <set>
 
 #include "examples/camo_model.hpp"
-#include "moecod/io/atomic_file.hpp"
+#include "moecod/io/file.hpp"
 #include "moecod/io/image_file.hpp"
 #include "moecod/io/map_image.hpp"
 #include "moecod/train/batch.hpp"

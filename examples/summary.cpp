@@ -9,27 +9,14 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "moecod/backbone/any.hpp"
-#include "moecod/expert/pranet.hpp"
-#include "moecod/expert/sinet.hpp"
-#include "moecod/expert/ujsc.hpp"
-#include "moecod/expert/zoomnet.hpp"
-#include "moecod/model/model_level.hpp"
+#include "examples/camo_model.hpp"
 #include "moecod/model/summary.hpp"
-#include "moecod/moe/balance/loss_free.hpp"
-#include "moecod/moe/dispatch/batched.hpp"
-#include "moecod/moe/experts/distinct.hpp"
-#include "moecod/moe/router/pyramid.hpp"
-#include "moecod/moe/select/top_k.hpp"
 
 namespace {
 
 using namespace moecod;
 
-using Camo = ModelLevel<backbone::Any,
-                        Mixture<router::Pyramid<>,
-                                Distinct<expert::SINet, expert::PraNet, expert::ZoomNet, expert::Ujsc>,
-                                select::TopK<2>, balance::LossFree, dispatch::Batched>>;
+using examples::Camo;
 
 void print_table(const Summary& summary, int64_t size) {
   std::printf("%-10s %12s %16s\n", "", "parameters", "multiply-adds");
@@ -39,8 +26,10 @@ void print_table(const Summary& summary, int64_t size) {
   for (const auto& part : summary.parts) line(part);
   line(summary.total);
   line(summary.active);
-  std::printf("one image of %lld x %lld; active: backbone, router and 2 of 4 experts under balanced load\n",
-              static_cast<long long>(size), static_cast<long long>(size));
+  std::printf("one image of %lld x %lld; active: backbone, router and %lld of %lld experts under balanced load\n",
+              static_cast<long long>(size), static_cast<long long>(size),
+              static_cast<long long>(Camo::mixture_type::select_type::per_row),
+              static_cast<long long>(Camo::num_experts));
 }
 
 void print_json(const Summary& summary, const std::string& backbone, int64_t size) {

@@ -39,7 +39,6 @@ struct ProgramOptions {
   std::vector<std::string> photos;
   int64_t fresh = 0;
   double difficulty = 0.3;
-  int64_t easy_epochs = 0;
   double validation_share = 0.05;
   int64_t max_bad = 10;
   int64_t router_warmup_epochs = 0;
@@ -62,8 +61,6 @@ struct ProgramOptions {
       option(&ProgramOptions::fresh, "fresh", "generate this many new pictures an epoch; 0 to train on the files",
              at_least(0)),
       option(&ProgramOptions::difficulty, "difficulty", "of fresh pictures", between(0, 1)),
-      option(&ProgramOptions::easy_epochs, "easy-epochs", "epochs in which the difficulty of fresh pictures rises from 0",
-             at_least(0)),
       option(&ProgramOptions::validation_share, "validation-share",
              "share of the training set to validate on, where the data set has no such part", between(0.001, 0.5)),
       option(&ProgramOptions::max_bad, "max-bad", "unreadable pairs that are tolerated", at_least(0)),
@@ -104,7 +101,7 @@ Data open_data(const ProgramOptions& program, const train::TrainerOptions& train
                             {.size = trainer.size, .difficulty = program.difficulty,
                              .seed = 0xF4E5 + 31 * static_cast<uint64_t>(trainer.seed) +
                                      1009 * static_cast<uint64_t>(program.stage)});
-  return {data::AnySource(data::Fresh(std::move(generator), program.fresh, program.easy_epochs)), std::move(validating)};
+  return {data::AnySource(data::Fresh(std::move(generator), program.fresh)), std::move(validating)};
 }
 
 /// Keeps the best weights of each kind, by a score of the validation set.
@@ -244,7 +241,6 @@ int main(int argc, char** argv) {
   train::add_flags(app, model);
   train::add_flags(app, trainer);
   train::add_flags(app, recipe);
-  ObjectiveFlags::add(app, recipe.objective);
   CLI11_PARSE(app, argc, argv);
   try {
     return run(program, model, recipe, trainer);

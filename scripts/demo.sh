@@ -36,13 +36,13 @@ photos=("$backgrounds/nature" "$backgrounds/abstract/Elephants.jpg")
 data=$out/data
 checkpoints=$out/checkpoints
 
-pictures=(400 160 400)  # on disk, for training, validation and test; training itself makes new ones every epoch
+pictures=(400 160 800)  # on disk, for training, validation and test; training itself makes new ones every epoch
 fresh=1200
 if [ -n "$quick" ]; then pictures=(32 16 32) fresh=32; fi
 
 dataset=(--output "$data" --photos "${photos[@]}" --test-photos 4 --train "${pictures[0]}"
-         --validation "${pictures[1]}" --test "${pictures[2]}" --size 96 --difficulty 0.3 --seed "$seed")
-training=(--preset demo --data-root "$data" --photos "${photos[@]}" --fresh "$fresh" --difficulty 0.3
+         --validation "${pictures[1]}" --test "${pictures[2]}" --size 96 --difficulty 0.2 --seed "$seed")
+training=(--preset demo --data-root "$data" --photos "${photos[@]}" --fresh "$fresh" --difficulty 0.2
           --checkpoint-dir "$checkpoints" --seed "$seed")
 if [ -n "$quick" ]; then training+=(--epochs 2); fi
 stage1=(--stage 1 "${training[@]}")

@@ -21,6 +21,7 @@ struct BalanceLaws : ::testing::Test {
   static std::shared_ptr<Block> block(bool recompute = false) {
     torch::manual_seed(41);
     typename Block::Options options;
+    options.balance = Sample<Balance>::options();
     options.router.channels = options.experts.channels = channels;
     options.recompute = recompute;
     return std::make_shared<Block>(options);
@@ -28,7 +29,7 @@ struct BalanceLaws : ::testing::Test {
   static at::Tensor input(uint64_t seed = 42) { return normal({rows, channels}, seed).to(at::kFloat); }
 
   static Balance policy() {
-    typename Balance::Options options;
+    typename Balance::Options options = Sample<Balance>::options();
     options.experts = experts;
     return Balance(options);
   }
@@ -150,6 +151,21 @@ TYPED_TEST_P(BalanceLaws, StateChangesInPlace) {
   balance::commit(*block);
   std::size_t i = 0;
   for (const at::Tensor& buffer : block->balance->buffers()) EXPECT_EQ(buffer.const_data_ptr(), before.at(i++));
+
+  if constexpr (counts_load<TypeParam>) {
+    TypeParam moved = this->policy(), again = this->policy();
+    for (int step = 0; step < 20; ++step) {
+      moved.count(this->route(moved, this->skewed_logits()));
+      balance::commit(moved);
+    }
+    const StateDict from = state_dict(moved), to = state_dict(again);
+    const at::NoGradGuard no_grad;
+    for (std::size_t b = 0; b < from.size(); ++b) at::Tensor(to[b].second).copy_(from[b].second);
+    const at::Tensor even = at::zeros({16, 4});
+    EXPECT_TRUE(close(dense_weights(this->route(again, even)), dense_weights(this->route(moved, even)), 0))
+        << "what the policy does is not in its saved state: register its tensors as buffers, and change them in place "
+           "(copy_, add_), never by assignment";
+  }
 }
 
 TYPED_TEST_P(BalanceLaws, BiasesFollowAPermutationOfTheExperts) {

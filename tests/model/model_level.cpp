@@ -88,7 +88,7 @@ std::set<std::string> trained_by(Camo& model, const train::Stage& stage, const a
       routing = Routing::all(images.size(0), 4);
       routing.logits = own.logits;
       routing.scores = own.scores;
-      routing.weights = Answers::dense_weights(own);
+      routing.weights = own.dense_weights();
       if (stage.objective.detach_gates) routing.weights = routing.weights.detach();
     }
     auto out = model.mixture->run(scene, routing);

@@ -65,6 +65,8 @@ refuses "trained on different backbones" "${train[@]}" --stage 2 --checkpoint-di
   --load-experts-from whole/expert_0_best.safetensors alone/expert_1_best.safetensors
 refuses "was trained with --backbone pvt_v2_b0" "${train[@]}" --stage 2 --backbone pvt_v2_b1 \
   --load-experts-from whole/expert_all_best.safetensors
+refuses "had --lr" "${train[@]}" --stage 1 --epochs 2 --use-ema --lr 0.5 --resume-from whole/last_stage1
+refuses "responsibility-temperature" "${train[@]}" --stage 1 --responsibility-temperature 0
 refuses "is of stage 1, this run is stage 3" "${train[@]}" --stage 3 --resume-from whole/last_stage1
 refuses "torch.load" "${train[@]}" --stage 1 --backbone-weights pvt.pth
 refuses "does not record a model" "$bin/predict" --checkpoint whole/last_stage1.resume.safetensors --input data --output m

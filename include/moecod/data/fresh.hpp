@@ -12,16 +12,12 @@ namespace moecod::data {
 
 /// A source of pictures made while training: `size` new ones every epoch, none ever twice. The pictures of epoch e
 /// are those with the generator's indices e * size .. (e + 1) * size - 1. It sees the photographs that its generator
-/// was given and no others, so give it the training part of a PhotographSplit. In the first `easy` epochs the
-/// difficulty rises evenly from 0 to the generator's: a network that knows nothing learns what an object is sooner from
-/// pictures where it shows.
+/// was given and no others, so give it the training part of a PhotographSplit.
 /// Errors: std::invalid_argument for a size that is not positive; std::out_of_range for an index outside the epoch.
 class Fresh {
  public:
-  Fresh(Generator generator, int64_t size, int64_t easy = 0)
-      : generator_(std::move(generator)), size_(size), easy_(easy) {
+  Fresh(Generator generator, int64_t size) : generator_(std::move(generator)), size_(size) {
     if (size <= 0) throw std::invalid_argument("Fresh: size must be positive, got " + std::to_string(size));
-    if (easy < 0) throw std::invalid_argument("Fresh: easy must not be negative, got " + std::to_string(easy));
   }
 
   int64_t size() const { return size_; }
@@ -33,8 +29,7 @@ class Fresh {
                               std::to_string(epoch) + " and " + std::to_string(index));
     }
     const uint64_t serial = static_cast<uint64_t>(epoch) * static_cast<uint64_t>(size_) + static_cast<uint64_t>(index);
-    const double share = epoch < easy_ ? static_cast<double>(epoch) / static_cast<double>(easy_) : 1.0;
-    Camouflage made = generator_(serial, share * generator_.options().difficulty);
+    Camouflage made = generator_(serial);
     return {std::move(made.image), std::move(made.mask), static_cast<int64_t>(made.regime),
             "fresh-" + std::to_string(serial)};
   }
@@ -42,7 +37,6 @@ class Fresh {
  private:
   Generator generator_;
   int64_t size_;
-  int64_t easy_;
 };
 
 static_assert(source<Fresh>);

@@ -87,10 +87,7 @@ class Generator {
     return static_cast<Regime>(last);
   }
 
-  Camouflage operator()(uint64_t index) const { return (*this)(index, options_.difficulty); }
-
-  /// The same at another difficulty, in 0..1.
-  Camouflage operator()(uint64_t index, double difficulty) const {
+  Camouflage operator()(uint64_t index) const {
     Random random{options_.seed, index, 0xCA30};
     const Regime which = regime(index);
     const auto chosen = static_cast<std::size_t>(random.below(static_cast<int64_t>(photographs_.size())));
@@ -107,9 +104,7 @@ class Generator {
       for (int64_t i = 0; i < count; ++i) distract(canvas, photograph, window, random);
     }
     Image mask(options_.size, options_.size, 1);
-    for (const float area : areas(which, random)) {
-      hide(canvas, mask, photograph, window, which, difficulty, area, random);
-    }
+    for (const float area : areas(which, random)) hide(canvas, mask, photograph, window, which, area, random);
     const float grain = random.uniform(0.5F, 2.5F);
     for (float& value : canvas.rgb) value += grain * random.bell();
     return {to_image(canvas), std::move(mask), which, chosen};
@@ -217,10 +212,10 @@ class Generator {
   }
 
   /// Draws one object and marks it in the mask.
-  void hide(Canvas& canvas, Image& mask, const Photograph& photograph, const Window& scene, Regime regime,
-            double difficulty, float area, Random& random) const {
+  void hide(Canvas& canvas, Image& mask, const Photograph& photograph, const Window& scene, Regime regime, float area,
+            Random& random) const {
     const float radius = std::sqrt(area / 3.1415927F);
-    const Recipe recipe = recipe_for(regime, static_cast<float>(difficulty), options_.size, radius);
+    const Recipe recipe = recipe_for(regime, static_cast<float>(options_.difficulty), options_.size, radius);
     const float ring = std::max(3.0F, 0.4F * radius);
     const Placed placed = place(mask, area, std::max(ring, 2.0F * recipe.edge), random);
     const Moments around = surroundings(canvas, placed, ring);

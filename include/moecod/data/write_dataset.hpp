@@ -25,7 +25,7 @@
 #include "moecod/data/random.hpp"
 #include "moecod/data/sample.hpp"
 #include "moecod/data/split.hpp"
-#include "moecod/io/atomic_file.hpp"
+#include "moecod/io/file.hpp"
 #include "moecod/io/image_file.hpp"
 
 namespace moecod::data {

@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "moecod/io/atomic_file.hpp"
+#include "moecod/io/file.hpp"
 #include "moecod/io/image.hpp"
 
 #ifdef MOECOD_WITH_OPENCV

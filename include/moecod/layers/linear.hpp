@@ -1,6 +1,7 @@
 #pragma once
 #include <ATen/ops/linear.h>
 #include <ATen/ops/zeros.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <cmath>
 
@@ -38,5 +39,16 @@ class Linear : public torch::nn::Module, public Decays {
 
   at::Tensor weight, bias;
 };
+
+/// Single precision at least: float64 stays, all else becomes float32.
+inline at::Tensor at_least_float(const at::Tensor& x) { return x.scalar_type() == at::kDouble ? x : x.to(at::kFloat); }
+
+/// The layer in single precision at least, whatever autocast and the module's type say: for logits of routers, where
+/// half precision would make ties.
+inline at::Tensor linear_in_float(const Linear<>& layer, const at::Tensor& x) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  return at::linear(at_least_float(x), at_least_float(layer.weight),
+                    layer.bias.defined() ? at_least_float(layer.bias) : layer.bias);
+}
 
 }  // namespace moecod::layers

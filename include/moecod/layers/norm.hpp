@@ -60,6 +60,8 @@ class BatchNorm2d : public torch::nn::Module, public BatchStatistics {
  private:
   at::Tensor normalise(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b, const at::Tensor& mean,
                        const at::Tensor& var, const at::Tensor& tracked) const {
+    TORCH_CHECK(x.dim() >= 2 && x.size(1) == w.size(0), "BatchNorm2d: expected [M, ", w.size(0), ", ...], got ",
+                x.sizes());
     const bool batch_statistics = is_training() && x.numel() > x.size(1);
     const bool moves = batch_statistics && !recomputing();
     if (moves) tracked.add_(1);

@@ -9,6 +9,8 @@
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "moecod/layers/resize.hpp"
+
 namespace moecod::layers {
 
 namespace detail {
@@ -20,7 +22,7 @@ inline at::Tensor average_matrix(int64_t in, int64_t out, const at::TensorOption
     const int64_t begin = i * in / out, end = ((i + 1) * in + out - 1) / out;
     matrix.select(0, i).slice(0, begin, end).fill_(1.0 / double(end - begin));
   }
-  return matrix.to(options);
+  return upload(matrix, options);
 }
 
 /// The windows of adaptive pooling overlap, so LibTorch's CUDA backward adds with atomics; products do not.

@@ -14,6 +14,13 @@ namespace moecod::layers {
 
 namespace detail {
 
+/// A small matrix made on the host, on the device asked for. From pinned memory, so that the copy takes its place in the
+/// stream and nobody waits for the device.
+inline at::Tensor upload(const at::Tensor& matrix, const at::TensorOptions& options) {
+  if (!options.device().is_cuda()) return matrix.to(options);
+  return matrix.to(options.dtype()).pin_memory().to(options.device(), /*non_blocking=*/true);
+}
+
 /// Row i holds the weights with which bilinear interpolation makes sample i of `out` from `in` samples.
 inline at::Tensor bilinear_matrix(int64_t in, int64_t out, bool align_corners, const at::TensorOptions& options) {
   at::Tensor matrix = at::zeros({out, in}, at::kDouble);
@@ -27,7 +34,7 @@ inline at::Tensor bilinear_matrix(int64_t in, int64_t out, bool align_corners, c
     m[i][low] += 1.0 - t;
     m[i][high] += t;
   }
-  return matrix.to(options);
+  return upload(matrix, options);
 }
 
 /// LibTorch's backward of this operation adds with atomics on CUDA, in an order that changes from run to run; two

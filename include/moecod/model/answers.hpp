@@ -1,6 +1,5 @@
 #pragma once
 #include <ATen/ops/stack.h>
-#include <ATen/ops/zeros_like.h>
 
 #include <vector>
 
@@ -26,7 +25,7 @@ struct Answers {
   }
 
   /// What the mixture answers: the chosen experts with their gate weights.
-  at::Tensor routed() const { return weighted(dense_weights(routing)); }
+  at::Tensor routed() const { return weighted(routing.dense_weights()); }
 
   /// The mean of all experts, weighted by the scores.
   at::Tensor gated() const { return weighted(routing.scores / routing.scores.sum(1, /*keepdim=*/true)); }
@@ -36,12 +35,6 @@ struct Answers {
     std::vector<at::Tensor> some;
     for (int64_t e : which) some.push_back(experts.at(std::size_t(e)));
     return at::stack(some).mean(0);
-  }
-
-  /// The gate weights as [B, E], zero where an expert was not chosen.
-  static at::Tensor dense_weights(const Routing& routing) {
-    return at::zeros_like(routing.scores)
-        .scatter_add(1, routing.experts.to(at::kLong).clamp_min(0), routing.weights);
   }
 };
 

@@ -68,6 +68,16 @@ concept has_auxiliary_loss = requires(const B& balance, const Routing& routing) 
   { balance.loss(routing) } -> std::same_as<at::Tensor>;
 };
 
+/// A member that is meant for one of these and would be passed over in silence.
+template <class B>
+concept near_miss_of_logit_bias = requires(B& balance) { balance.logit_bias(); } && !has_logit_bias<B>;
+template <class B>
+concept near_miss_of_selection_bias = requires(B& balance) { balance.selection_bias(); } && !has_selection_bias<B>;
+template <class B>
+concept near_miss_of_loss =
+    requires(B& balance, const Routing& routing) { balance.loss(routing); } && !has_auxiliary_loss<B>;
+
+/// Follows the load. A policy that counts derives from balance::Counting, by which balance::commit finds it.
 template <class B>
 concept counts_load = requires(B& balance, const Routing& routing) { balance.count(routing); };
 

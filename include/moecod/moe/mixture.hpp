@@ -4,6 +4,7 @@
 #include <memory>
 #include <utility>
 
+#include "moecod/moe/balance/state.hpp"
 #include "moecod/moe/concepts.hpp"
 #include "moecod/moe/dispatch/execute.hpp"
 #include "moecod/moe/routing.hpp"
@@ -75,6 +76,18 @@ class Mixture : public torch::nn::Module {
   static_assert(options_count_experts<Balance> && made_from_options<Balance>,
                 "moecod: Balance (concept moecod::options_count_experts, moecod::made_from_options): needs "
                 "`Options::experts` and a constructor from `const Options&`");
+  static_assert(!near_miss_of_logit_bias<Balance>,
+                "moecod: Balance (concept moecod::has_logit_bias): must be `at::Tensor logit_bias() const`, by value");
+  static_assert(!near_miss_of_selection_bias<Balance>,
+                "moecod: Balance (concept moecod::has_selection_bias): must be `at::Tensor selection_bias() const`, by "
+                "value");
+  static_assert(!near_miss_of_loss<Balance>,
+                "moecod: Balance (concept moecod::has_auxiliary_loss): must be `at::Tensor loss(const Routing&) const`, "
+                "by value");
+  static_assert(!counts_load<Balance> || std::is_base_of_v<balance::Counting, Balance> ||
+                    requires { typename Balance::members_count; },
+                "moecod: Balance (concept moecod::counts_load): a policy that counts must derive from balance::Counting, "
+                "by which balance::commit finds and updates it");
   static_assert(names_kind<Dispatch, kind::dispatch>,
                 "moecod: Dispatch (concept moecod::names_kind): needs `using policy_kind = kind::dispatch`");
   static_assert(says_needs_stacked<Dispatch> && says_position_weights<Dispatch>,

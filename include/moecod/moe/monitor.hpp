@@ -44,10 +44,12 @@ inline double max_violation_noise_floor(int64_t rows, int64_t experts, int64_t p
 }
 
 /// Mutual information between two labellings over the square root of the product of their entropies, in [0, 1].
-/// Zero when either is constant. Errors: c10::Error if lengths differ.
+/// Zero when either is constant. Errors: c10::Error if lengths differ or a label is negative.
 inline double normalised_mutual_information(const std::vector<int64_t>& a, const std::vector<int64_t>& b) {
   TORCH_CHECK(a.size() == b.size(), "normalised_mutual_information: ", a.size(), " and ", b.size(), " labels");
   if (a.empty()) return 0;
+  TORCH_CHECK(*std::min_element(a.begin(), a.end()) >= 0 && *std::min_element(b.begin(), b.end()) >= 0,
+              "normalised_mutual_information: labels must not be negative");
   const int64_t rows = *std::max_element(a.begin(), a.end()) + 1, columns = *std::max_element(b.begin(), b.end()) + 1;
   std::vector<double> joint(rows * columns), left(rows), right(columns);
   const double each = 1.0 / double(a.size());
@@ -93,7 +95,7 @@ class Monitor {
     double batch_noise_floor = 0;    ///< its mean under uniform random routing of the first batch's rows
     double entropy = 0;              ///< nats, mean over rows of the normalised scores; NaN for given routings
     std::vector<int64_t> dead;       ///< experts without a single row
-    std::vector<int64_t> top1;       ///< [rows] first choice of each row
+    std::vector<int64_t> top1;       ///< [rows] first choice of each row, -1 for one that no expert took
     double label_information = 0;    ///< normalised mutual information of first choice and label; NaN without labels
     double label_information_chance = 0;  ///< its 99th percentile under 1,000 shuffles of the labels
   };
@@ -138,8 +140,14 @@ class Monitor {
     out.entropy = entropy_.empty() ? NAN : at::cat(entropy_).mean().item<double>();
     out.label_information = out.label_information_chance = NAN;
     if (!labels_.empty() && labels_.size() == out.top1.size()) {
-      out.label_information = normalised_mutual_information(labels_, out.top1);
-      out.label_information_chance = shuffled_mutual_information(labels_, out.top1, 0.99);
+      std::vector<int64_t> labels, chosen;
+      for (std::size_t i = 0; i < labels_.size(); ++i) {
+        if (out.top1[i] < 0) continue;
+        labels.push_back(labels_[i]);
+        chosen.push_back(out.top1[i]);
+      }
+      out.label_information = normalised_mutual_information(labels, chosen);
+      out.label_information_chance = shuffled_mutual_information(labels, chosen, 0.99);
     }
     return out;
   }

@@ -9,6 +9,8 @@
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
+#include <cstdint>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -38,6 +40,13 @@ struct Routing {
     // A stable sort keeps equal weights in the order of their slots; argmax does not promise that.
     const at::Tensor order = std::get<1>(at::sort(weights.detach(), /*stable=*/true, /*dim=*/1, /*descending=*/true));
     return experts.to(at::kLong).gather(1, order.slice(1, 0, 1)).squeeze(1);
+  }
+
+  /// The gate weights as [N, E], zero where an expert was not chosen. Does not synchronise.
+  at::Tensor dense_weights() const {
+    // Unused slots have weight 0, so that they land on expert 0 changes nothing.
+    return at::zeros({rows(), num_experts()}, weights.options())
+        .scatter_add(1, experts.to(at::kLong).clamp_min(0), weights);
   }
 
   int64_t rows() const { return experts.size(0); }
@@ -113,6 +122,8 @@ struct Plan {
 
   explicit Plan(const Routing& routing) : slots(routing.slots()) {
     const at::Tensor flat = routing.experts.reshape({-1});
+    TORCH_CHECK(flat.numel() <= std::numeric_limits<int32_t>::max(), "Plan: at most 2^31 - 1 slots, got ",
+                flat.numel());
     const at::Tensor key = at::where(flat.ge(0), flat, at::full({}, routing.num_experts(), flat.options()));
     const at::Tensor sorted = std::get<1>(at::sort(key, /*stable=*/true, /*dim=*/0, /*descending=*/false));
     const at::Tensor rank = at::zeros_like(sorted).scatter_(0, sorted, at::arange(sorted.numel(), sorted.options()));

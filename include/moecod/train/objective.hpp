@@ -62,12 +62,15 @@ class Responsibility : public torch::nn::Module {
     const at::Tensor count = losses.seen.sum(0);
     const at::Tensor here = (losses.answer.detach() * losses.seen).sum(0) / count.clamp_min(1);
     const at::Tensor any = count.gt(0).to(at::kFloat);
-    seen_.mul_(1 - 0.05 * any).add_(0.05 * any);
-    mean_.copy_(mean_ + any * 0.05 / seen_.clamp_min(1e-6) * (here - mean_));
+    // A batch that is not finite is skipped by the optimizer, and must leave nothing here either.
+    const at::Tensor finite = losses.answer.isfinite().all();
+    seen_.copy_(at::where(finite, seen_ * (1 - 0.05 * any) + 0.05 * any, seen_));
+    mean_.copy_(at::where(finite, mean_ + any * 0.05 / seen_.clamp_min(1e-6) * (here - mean_), mean_));
     const at::Tensor centred = centre(losses, 0.5);
     const at::Tensor deviation =
         ((centred.square() * losses.seen).sum() / losses.seen.sum().clamp_min(1)).sqrt();
-    spread_.copy_(at::where(spread_.gt(0), spread_ * 0.95 + deviation * 0.05, deviation));
+    const at::Tensor moved = at::where(spread_.gt(0), spread_ * 0.95 + deviation * 0.05, deviation);
+    spread_.copy_(at::where(finite, moved, spread_));
   }
 
   /// softmax over the experts that saw a picture of -(centred loss) / (spread * temperature): [N, E], rows sum to 1.
@@ -96,7 +99,7 @@ template <class Output>
 at::Tensor total_loss(const Objective& objective, const Output& out, const OwnLosses& losses,
                       Responsibility& responsibility, const at::Tensor& target, double progress, double share) {
   at::Tensor total = at::zeros({}, target.options().dtype(at::kFloat));
-  const bool responsible = objective.own > 0 && progress >= objective.from;
+  const bool responsible = (objective.own > 0 || objective.answer > 0) && progress >= objective.from;
   at::Tensor r;
   if (objective.router > 0 || responsible) {
     responsibility.observe(losses);

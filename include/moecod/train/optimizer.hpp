@@ -44,8 +44,8 @@ class AdamW {
     double weight_decay = 1e-4;  ///< per step, times the learning rate
 
     static constexpr auto options = std::make_tuple(
-        option(&Options::beta1, "beta1", "decay of the gradient's mean", between(0, 1)),
-        option(&Options::beta2, "beta2", "decay of the gradient's square", between(0, 1)),
+        option(&Options::beta1, "beta1", "decay of the gradient's mean", between(0, 0.99999)),
+        option(&Options::beta2, "beta2", "decay of the gradient's square", between(0, 0.99999)),
         option(&Options::eps, "eps", "added to the root of the gradient's square", above(0)),
         option(&Options::weight_decay, "weight-decay", "weight decay of convolutions and linear maps", at_least(0)));
   };

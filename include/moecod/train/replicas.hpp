@@ -22,13 +22,16 @@ namespace moecod::train {
 /// Replicas share the parameters' storage with the model, which is replica 0, and have gradients and buffers of their
 /// own. Batch statistics are those of each share; the model's running statistics follow replica 0, and all buffers are
 /// handed on after each step. The order of additions is fixed, so a run repeats bitwise as long as the model itself
-/// draws no random numbers (drop-path, dropout). For the CPU.
+/// draws no random numbers (drop-path, dropout). For the CPU. LibTorch threads that begin later have one thread each,
+/// as this process's default is changed.
 template <class Model>
 class Replicas {
  public:
   /// `make` makes a model of the same options; it is called count - 1 times.
   Replicas(Model& model, int64_t count, const std::function<std::unique_ptr<Model>()>& make) : model_(model) {
     TORCH_CHECK(count >= 1, "Replicas: expected at least 1, got ", count);
+    TORCH_CHECK(count == 1 || (make && model.parameters().front().is_cpu()),
+                "Replicas: more than one replica is for models on the CPU, and needs a way to make them");
     for (int64_t r = 1; r < count; ++r) {
       others_.push_back(make());
       const auto mine = model.named_parameters();

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "moecod/core/options.hpp"
 #include "moecod/core/walk.hpp"
 #include "moecod/layers/stack.hpp"
 #include "moecod/train/parameter_groups.hpp"
@@ -44,6 +45,22 @@ struct Objective {
   double floor = 0.2;      ///< in [0, 1]
   double handicap = 0.5;   ///< in [0, 1]
   double from = 1;         ///< share of the stage before responsibilities begin, in [0, 1]; 1: never
+
+  static constexpr auto options = std::make_tuple(
+      option(&Objective::mixture, "mixture-weight", "weight of the combined answer's loss", at_least(0)),
+      option(&Objective::own, "own-weight", "weight of the experts' own losses", at_least(0)),
+      option(&Objective::answer, "answer-weight",
+             "weight of the structure loss of the experts' final maps, beside their own", at_least(0)),
+      option(&Objective::router, "router-weight",
+             "weight of the router's cross-entropy with the experts' responsibilities", at_least(0)),
+      option(&Objective::detach_gates, "detach-gates", "the combined answer does not train the router"),
+      option(&Objective::temperature, "responsibility-temperature", "in units of the losses' spread", above(0)),
+      option(&Objective::floor, "responsibility-floor", "share of a picture's loss that is spread evenly",
+             between(0, 1)),
+      option(&Objective::handicap, "responsibility-handicap", "share of an expert's mean loss taken off its own",
+             between(0, 1)),
+      option(&Objective::from, "responsibility-from",
+             "share of the stage before responsibilities begin; 1 for never", between(0, 1)));
 };
 
 /// One stage of training, as data.

@@ -89,8 +89,8 @@ struct EpochResult {
 /// Trains one stage of a model; the same code for every stage, which is data.
 ///
 /// Each optimizer step: micro-batches with their backward passes; the balancing policies' counts are committed (zeroed
-/// where the step is skipped); gradients are checked, clipped, applied. On CUDA a step does not wait for the device
-/// but for the progress line, which reads the loss of an earlier step. A run that is resumed continues bitwise on the
+/// where the step is skipped); gradients are checked, clipped, applied. On CUDA a step reads two numbers of the step
+/// before back, its loss and whether it was skipped, and so waits for that step. A run that is resumed continues bitwise on the
 /// CPU. Errors: std::runtime_error when max_bad_steps steps in a row had no finite gradient; what the data throws.
 template <class Model>
 class Trainer {
@@ -107,7 +107,6 @@ class Trainer {
         replicas_(model, options_.replicas, make) {
     TORCH_CHECK(options_.batch_size % options_.replicas == 0, "--batch-size ", options_.batch_size,
                 " must be a multiple of --replicas ", options_.replicas);
-    TORCH_CHECK(options_.replicas == 1 || device.is_cpu(), "--replicas is for training on the CPU");
     for (int64_t r = 0; r < replicas_.count(); ++r) {
       enter(stage_, replicas_[r]);
       responsibility_.push_back(std::make_unique<Responsibility>(Model::num_experts));
@@ -149,7 +148,7 @@ class Trainer {
         const double done = double(epoch_ * steps + step) / double(steps * options_.epochs);
         const at::Tensor loss = optimizer_step(loader, schedule(epoch_ * steps + step), done);
         sum.add_(loss.detach());
-        // The note shows the loss of two steps ago, which the device has finished by now.
+        // The note shows the loss of the step before.
         progress.update(step + 1, shown.defined() ? "loss " + std::to_string(shown.template item<double>()).substr(0, 6) : "");
         shown = loss.detach();
       }
@@ -191,6 +190,7 @@ class Trainer {
     const int64_t stage = from.progress.at("stage");
     TORCH_CHECK(stage == stage_.number, "--resume-from: the checkpoint is of stage ", stage, ", this run is stage ",
                 stage_.number);
+    check_same_options(from.progress.at("options"));
     optimizer_->load_state(part_of_state(from.state, "optimizer."));
     if (ema_) ema_->load_state(part_of_state(from.state, "ema."));
     loss_scale_.load_state(part_of_state(from.state, "loss_scale."));
@@ -245,9 +245,14 @@ class Trainer {
                            const at::Tensor& masks, const std::optional<Routing>& drawn, double done) {
     const Autocast autocast(device_, precision_);
     const Scene scene = model.look(images);
-    const auto out = model.mixture->run(scene, drawn ? *drawn : decide(model, scene));
+    const Decision decision = drawn ? Decision{*drawn, *drawn} : decide(model, scene);
+    auto out = model.mixture->run(scene, decision.executed);
+    if constexpr (requires { out.auxiliary_loss; }) {
+      // What balances is the router's own choice, not the one that is executed so that every expert learns.
+      if (decision.own.logits.defined()) out.auxiliary_loss = model.mixture->balance->loss(decision.own);
+    }
     OwnLosses losses;
-    if (stage_.objective.own > 0 || stage_.objective.router > 0)
+    if (stage_.objective.own > 0 || stage_.objective.answer > 0 || stage_.objective.router > 0)
       losses = own_losses(*model.mixture->experts, out.parts, masks, done);
     return total_loss(stage_.objective, out, losses, responsibility, masks, done,
                       1.0 / double(options_.accumulation_steps * replicas_.count()));
@@ -263,19 +268,37 @@ class Trainer {
     return Routing::to(std::vector<int64_t>(p, p + std::min(experts, stage_.experts_per_step)), rows, experts, device_);
   }
 
-  Routing decide(Model& model, const Scene& scene) {
-    Routing routing = model.mixture->route(scene);
-    if (stage_.objective.detach_gates) routing.weights = routing.weights.detach();
-    if (stage_.exposure == Exposure::routed) return routing;
-    // Every expert runs; those that were not chosen have weight 0 in the answer.
-    Routing all = Routing::all(scene.image.size(0), Model::num_experts, device_);
-    all.weights = Answers::dense_weights(routing);
-    all.logits = routing.logits;
-    all.scores = routing.scores;
-    return all;
+  /// The routing to execute, and the router's own.
+  struct Decision {
+    Routing executed, own;
+  };
+
+  Decision decide(Model& model, const Scene& scene) {
+    const Routing own = model.mixture->route(scene);
+    Routing executed = own;
+    if (stage_.exposure == Exposure::all) {
+      // Every expert runs; those that were not chosen have weight 0 in the answer.
+      executed = Routing::all(scene.image.size(0), Model::num_experts, device_);
+      executed.weights = own.dense_weights();
+      executed.logits = own.logits;
+      executed.scores = own.scores;
+    }
+    if (stage_.objective.detach_gates) executed.weights = executed.weights.detach();
+    return {executed, own};
   }
 
-  /// Reads the flag of the step before the last, which the device has finished by now.
+  /// A resumed run must have the options of the one that it continues, but for those that change no figure.
+  void check_same_options(const nlohmann::ordered_json& recorded) const {
+    const nlohmann::ordered_json mine = options_to_json(options_);
+    for (const auto& [flag, value] : mine.items()) {
+      if (flag == "num-workers" || flag == "stop-after" || flag == "max-bad-steps") continue;
+      TORCH_CHECK(recorded.contains(flag) && recorded.at(flag) == value, "--resume-from: the run to continue had --",
+                  flag, " ", recorded.contains(flag) ? recorded.at(flag).dump() : "(none)", ", this one has ",
+                  value.dump());
+    }
+  }
+
+  /// Reads the flag of the step before.
   void check_finite(const at::Tensor& found_inf) {
     if (earlier_.defined()) bad_steps_ = earlier_.item<float>() > 0 ? bad_steps_ + 1 : 0;
     earlier_ = found_inf;

@@ -33,6 +33,9 @@ class EmaBias : public Counting {
 
   EmaBias() : EmaBias(Options()) {}
   explicit EmaBias(const Options& options) : Counting(options.experts, options.window), options_(options) {
+    TORCH_CHECK(options.rate >= 0 && options.decay >= 0 && options.decay < 1 && options.limit > 0,
+                "balance::EmaBias: expected rate >= 0, decay in [0, 1) and limit > 0, got ", options.rate, ", ",
+                options.decay, " and ", options.limit);
     bias = register_buffer("bias", at::zeros({options.experts}, at::kFloat));
     usage = register_buffer("usage", at::full({options.experts}, 1.0 / double(options.experts), at::kFloat));
   }

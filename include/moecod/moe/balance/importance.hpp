@@ -1,6 +1,4 @@
 #pragma once
-#include <ATen/ops/zeros_like.h>
-
 #include "moecod/moe/balance/state.hpp"
 #include "moecod/moe/kind.hpp"
 
@@ -24,9 +22,7 @@ class Importance : public State {
   explicit Importance(const Options& options) : options_(options) {}
 
   at::Tensor loss(const Routing& routing) const {
-    const at::Tensor index = routing.experts.to(at::kLong);
-    const at::Tensor dense = at::zeros_like(routing.scores).scatter_add(1, index.clamp_min(0), routing.weights);
-    const at::Tensor importance = dense.sum(0);
+    const at::Tensor importance = routing.dense_weights().sum(0);
     const at::Tensor mean = importance.mean();
     return (importance - mean).square().mean() / mean.square().clamp_min(1e-20) * options_.weight;
   }

@@ -26,6 +26,7 @@ class Sum : public State {
 
  public:
   using policy_kind = kind::balance;
+  using members_count = void;  ///< commit finds the members, which are submodules
   struct Options {
     int64_t experts = 1;  ///< set by the mixture
     std::tuple<typename Policies::Options...> each;

@@ -23,11 +23,8 @@ struct Masked {
   template <class Experts, class X>
   static auto run(Experts& experts, const X& x, const Routing& routing) {
     const int64_t images = tree::rows(x);
-    const at::Tensor used = routing.experts.to(at::kLong);
-    // Unused slots have weight 0, so that they land on expert 0 changes nothing.
-    const at::Tensor gate = at::zeros({routing.rows(), Experts::count}, routing.weights.options())
-                                .scatter_add(1, used.clamp_min(0), routing.weights);
-    const at::Tensor all = at::arange(images, used.options());
+    const at::Tensor gate = routing.dense_weights();
+    const at::Tensor all = at::arange(images, routing.counts.options());
     auto parts = experts.visit(x, [&](int64_t e, const auto& input, auto&& run_expert) {
       using Output = std::remove_cvref_t<decltype(run_expert(input))>;
       return experts::Part<Output>{all, gate.select(1, e), run_expert(input)};

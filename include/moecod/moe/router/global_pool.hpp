@@ -22,6 +22,7 @@ class GlobalPool : public torch::nn::Module {
 
   GlobalPool() : GlobalPool(Options()) {}
   explicit GlobalPool(const Options& options) : limit_(options.limit) {
+    TORCH_CHECK(options.limit > 0, "router::GlobalPool: limit must be positive, got ", options.limit);
     linear_ = register_module("linear", std::make_shared<layers::Linear<>>(options.channels, options.experts));
   }
 
@@ -29,7 +30,7 @@ class GlobalPool : public torch::nn::Module {
     TORCH_CHECK(x.dim() >= 2 && x.size(1) == linear_->weight.size(1), "router::GlobalPool: expected [B, ",
                 linear_->weight.size(1), ", ...], got ", x.sizes());
     const at::Tensor pooled = x.dim() > 2 ? x.flatten(2).mean(-1) : x;
-    return linear_->forward(pooled.to(linear_->weight.scalar_type())).clamp(-limit_, limit_);
+    return layers::linear_in_float(*linear_, pooled).clamp(-limit_, limit_);
   }
 
  private:

@@ -26,6 +26,7 @@ class Position : public torch::nn::Module {
 
   Position() : Position(Options()) {}
   explicit Position(const Options& options) {
+    TORCH_CHECK(options.reduction >= 1, "router::Position: reduction must be at least 1, got ", options.reduction);
     const int64_t hidden = std::max<int64_t>(1, options.channels / options.reduction);
     hidden_ = register_module("hidden", std::make_shared<layers::Linear<>>(options.channels, hidden));
     logits_ = register_module("logits", std::make_shared<layers::Linear<>>(hidden, options.experts));
@@ -35,7 +36,7 @@ class Position : public torch::nn::Module {
     const at::Tensor flat = rows::to_positions(x);
     TORCH_CHECK(flat.size(1) == hidden_->weight.size(1), "router::Position: expected ", hidden_->weight.size(1),
                 " channels, got shape ", x.sizes());
-    return logits_->forward(at::relu(hidden_->forward(flat)));
+    return layers::linear_in_float(*logits_, at::relu(hidden_->forward(flat)));
   }
 
  private:

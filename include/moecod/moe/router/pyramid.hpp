@@ -32,11 +32,6 @@
 
 namespace moecod::router {
 
-/// Single precision at least: float64 stays, all else becomes float32.
-inline at::Tensor at_least_float(const at::Tensor& x) {
-  return x.scalar_type() == at::kDouble ? x : x.to(at::kFloat);
-}
-
 /// The root mean squares of two frequency bands of each map.
 ///
 ///     low^2  = sum over frequencies f with |f| <= cutoff of |F(f)|^2 / (H W)^2,   low^2 + high^2 = mean of x^2
@@ -47,7 +42,7 @@ inline at::Tensor at_least_float(const at::Tensor& x) {
 inline at::Tensor band_rms(const at::Tensor& x, double cutoff) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const int64_t height = x.size(2), width = x.size(3), columns = width / 2 + 1;
-  const at::Tensor spectrum = at::view_as_real(at::fft_rfft2(at_least_float(x)));
+  const at::Tensor spectrum = at::view_as_real(at::fft_rfft2(layers::at_least_float(x)));
   const auto options = spectrum.options();
   const auto area = static_cast<double>(height * width);
   const at::Tensor power = spectrum.square().sum(-1) / (area * area);
@@ -252,7 +247,7 @@ class Pyramid : public torch::nn::Module {
     const at::Tensor v = norm_->forward(at::cat(parts, 1));
     const at::Tensor features = at::relu(fc2_->forward(at::relu(fc1_->forward(v))));
     const at::Tensor doubt = at::relu(confidence1_->forward(v));
-    return 2.0 * at::sigmoid(in_float(*confidence2_, doubt)) * in_float(*out_, features);
+    return 2.0 * at::sigmoid(layers::linear_in_float(*confidence2_, doubt)) * layers::linear_in_float(*out_, features);
   }
 
   at::Tensor forward(const Scene& scene) { return forward(scene.pyramid); }
@@ -273,15 +268,9 @@ class Pyramid : public torch::nn::Module {
   template <class Branch>
   static void read(const std::shared_ptr<Branch>& branch, const pyramid_router::Input& in,
                    std::vector<at::Tensor>& out) {
-    out.push_back(at_least_float(branch->forward(in)));
+    out.push_back(layers::at_least_float(branch->forward(in)));
   }
   static void read(pyramid_router::Absent, const pyramid_router::Input&, std::vector<at::Tensor>&) {}
-
-  /// The layer in single precision at least, whatever autocast and the module's type say.
-  static at::Tensor in_float(const layers::Linear<>& layer, const at::Tensor& x) {
-    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-    return at::linear(at_least_float(x), at_least_float(layer.weight), at_least_float(layer.bias));
-  }
 
   std::vector<int64_t> channels_;
   [[no_unique_address]] branch<reads_top, pyramid_router::ConvBlock> stem_;

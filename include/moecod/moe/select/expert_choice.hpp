@@ -14,11 +14,12 @@ namespace moecod::select {
 /// Each expert takes the ceil(N*K/E) rows that score it highest; ties go to the lower row.
 ///
 /// Load is equal by construction; a row may have from none to E experts, weighted with its scores. Which rows are
-/// taken depends on the batch, which is wrong at test time, so evaluation uses the selection `Evaluate`.
+/// taken depends on the batch, which is wrong at test time, so evaluation uses the selection `Evaluate`, by default
+/// with the same gate, so that outputs keep their scale.
 ///
 /// Shapes: logits [N, E] -> Routing with S = E (slot s is expert s or unused). Synchronises: never.
 /// Source: Zhou et al. 2022, arXiv 2202.09368.
-template <int64_t K, class Evaluate = TopK<K>, class Gate = gate::SoftmaxTopK>
+template <int64_t K, class Evaluate = TopK<K, gate::SoftmaxTopK>, class Gate = gate::SoftmaxTopK>
 struct ExpertChoice {
   static_assert(K >= 1, "moecod: select::ExpertChoice<K, Evaluate> needs K >= 1");
   using policy_kind = kind::select;
