@@ -19,14 +19,16 @@ struct Recipe {
 ///
 /// At difficulty 0 nothing is matched; at 1 everything is, and neither contrast nor shading is left. A clear object is
 /// matched less and keeps some contrast at any difficulty; an ambiguous one has a boundary as wide as a third of its
-/// radius, for which it gets a little more contrast.
+/// radius, for which it gets a little more contrast. The contrast falls with the cube of what is shown, so that the
+/// lower third of the scale is for small networks and short training.
 inline Recipe recipe_for(Regime regime, float difficulty, int64_t size, float radius) {
   const float shown = 1.0F - difficulty;
+  const float vivid = shown * shown * shown;
   const float sharp = 0.7F * static_cast<float>(size) / 96.0F;
   switch (regime) {
-    case Regime::Clear: return {0.4F * difficulty, 55.0F * (1.0F - 0.6F * difficulty), 0.3F * shown, sharp, 1.0F};
-    case Regime::Ambiguous: return {difficulty, 40.0F * shown, 0.3F * shown, sharp + 0.18F * radius, 0.9F};
-    default: return {difficulty, 26.0F * shown, 0.26F * shown, sharp, 1.0F};
+    case Regime::Clear: return {0.4F * difficulty, 25.0F + 60.0F * vivid, 0.3F * shown, sharp, 1.0F};
+    case Regime::Ambiguous: return {difficulty, 78.0F * vivid, 0.3F * shown, sharp + 0.18F * radius, 0.9F};
+    default: return {difficulty, 60.0F * vivid, 0.26F * shown, sharp, 1.0F};
   }
 }
 
