@@ -64,7 +64,6 @@ inline std::set<std::string> load_parts(Camo& model, const CamoOptions& options,
                                         const std::vector<std::string>& files) {
   std::set<std::string> found;
   std::map<std::string, std::string> trained_on;
-  const StateDict own = state_dict(model);
   for (const std::string& path : files) {
     const CamoOptions recorded = recorded_options(path);
     TORCH_CHECK(recorded.backbone == options.backbone, "--load-experts-from: ", path, " was trained with --backbone ",
@@ -84,13 +83,9 @@ inline std::set<std::string> load_parts(Camo& model, const CamoOptions& options,
                     trained_on.rbegin()->second, " (", trained_on.rbegin()->first,
                     "). Train them together, or each after the first on the first one's frozen backbone");
       }
-      for (const auto& [name, tensor] : own)
-        TORCH_CHECK(!name.starts_with(prefix) || part == "balance" ||
-                        std::any_of(mine.begin(), mine.end(), [&](const auto& e) { return e.first == name; }),
-                    "--load-experts-from: ", path, " holds only a piece of ", part, "; ", name, " is missing");
+      // Strict for the names of this part, so that a piece of one is refused with every key that is missing.
       io::load_state(model, mine,
-                     {.rename = [](const std::string& key) { return std::optional(key); },
-                      .partial = part == "balance",
+                     {.partial = part == "balance",
                       .optional = [&prefix](const std::string& name) { return !name.starts_with(prefix); }});
       found.insert(part);
       loaded += (loaded.empty() ? "" : ", ") + part;

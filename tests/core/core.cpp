@@ -20,6 +20,7 @@
 #include "moecod/layers/conv.hpp"
 #include "moecod/layers/linear.hpp"
 #include "moecod/layers/norm.hpp"
+#include "tests/error_of.hpp"
 
 namespace {
 
@@ -47,15 +48,7 @@ struct Outer {
                       option(&Outer::mode, "mode", "the mode", choices("a", "b")), nested(&Outer::inner, "inner-"));
 };
 
-template <class F>
-std::string error_of(F&& f) {
-  try {
-    f();
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  return "";
-}
+using test::error_of;
 
 TEST(Options, ListsNestedOnesInPlaceWithTheirPrefix) {
   std::string flags;

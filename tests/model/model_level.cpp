@@ -7,10 +7,14 @@
 
 #include "examples/camo_model.hpp"
 #include "examples/model_level_recipe.hpp"
+#include "moecod/core/walk.hpp"
 #include "moecod/io/map_image.hpp"
 #include "moecod/model/answers.hpp"
+#include "moecod/model/model_level.hpp"
 #include "moecod/moe/balance/switch.hpp"
 #include "moecod/moe/swap.hpp"
+#include "moecod/train/batch.hpp"
+#include "moecod/train/validate.hpp"
 
 namespace {
 
@@ -223,6 +227,35 @@ TEST(Replicas, TwoThreadsGiveTheSameStepEveryTime) {
     total += first[i].abs().sum().item<double>();
   }
   EXPECT_GT(total, 0);
+}
+
+TEST(Walk, NamesParentsBeforeTheirChildrenAndTakesAModuleOnTheStack) {
+  Camo model(camo_options(small()));
+  std::vector<std::string> names;
+  for_each_module(model, [&](const std::string& name, torch::nn::Module&) { names.push_back(name); });
+  const auto place = [&](const char* name) { return std::find(names.begin(), names.end(), name) - names.begin(); };
+  EXPECT_EQ(names.front(), "");
+  EXPECT_LT(place("mixture"), place("mixture.experts"));
+  EXPECT_LT(place("mixture.experts"), place("mixture.experts.3"));
+  EXPECT_LT(place("mixture.experts.3"), std::ptrdiff_t(names.size()));
+}
+
+TEST(ImageIou, CountsPixelsAndIsZeroWhereBothAreEmpty) {
+  const at::Tensor logits = at::tensor({1.0F, 1.0F, -1.0F, -1.0F, -1.0F, -1.0F, -1.0F, -1.0F}).view({2, 1, 2, 2});
+  const at::Tensor masks = at::tensor({1.0F, 0.0F, 1.0F, 0.0F, 0.0F, 0.0F, 0.0F, 0.0F}).view({2, 1, 2, 2});
+  EXPECT_TRUE(at::allclose(train::image_iou(logits, masks), at::tensor({1.0F / 3, 0.0F})));
+}
+
+TEST(DeviceBatch, TakesOverTheBuffers) {
+  data::Batch batch;
+  batch.size = 2;
+  batch.height = 1;
+  batch.width = 3;
+  for (int i = 0; i < 18; ++i) batch.images.push_back(float(i));
+  for (int i = 0; i < 6; ++i) batch.masks.push_back(float(i));
+  const train::DeviceBatch out = train::to_device(std::move(batch), at::kCPU);
+  EXPECT_TRUE(at::equal(out.images, at::arange(18, at::kFloat).view({2, 3, 1, 3})));
+  EXPECT_TRUE(at::equal(out.masks, at::arange(6, at::kFloat).view({2, 1, 1, 3})));
 }
 
 TEST(MapImage, RoundsProbabilitiesAtTheSizeAsked) {

@@ -2,26 +2,16 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
-#include <exception>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <string>
 
+#include "tests/error_of.hpp"
+
 namespace moecod::test {
 
 namespace fs = std::filesystem;
-
-/// The message of what f throws, or nothing.
-template <class F>
-std::string error_of(F&& f) {
-  try {
-    f();
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  return "";
-}
 
 /// A test with an empty folder of its own.
 struct Folder : testing::Test {

@@ -34,7 +34,8 @@ template <class Layers = Single>
 class Conv2d : public torch::nn::Module, public Decays {
  public:
   explicit Conv2d(const Conv2dOptions& options, Layers layers = {}) : options_(options) {
-    TORCH_CHECK(options.groups >= 1 && options.in % options.groups == 0 && options.out % options.groups == 0, "Conv2d: in ", options.in,
+    TORCH_CHECK(options.groups >= 1 && options.in % options.groups == 0 && options.out % options.groups == 0,
+                "Conv2d: in ", options.in,
                 " and out ", options.out, " must be multiples of groups ", options.groups);
     for (int i = 0; i < 2; ++i)
       padding_[i] = options.padding[i] >= 0 ? options.padding[i] : options.dilation[i] * (options.kernel[i] - 1) / 2;
