@@ -47,15 +47,17 @@ inline void apply_preset(const std::string& preset, int64_t stage, CamoOptions& 
   model.zoomnet_width = model.ujsc_width = 12;
   model.zoom_resample = true;
   model.router_width = 16;
-  model.bias_rate = 1e-3;
-  model.bias_window = 4;
+  model.bias_rate = 2e-3;
+  model.bias_window = 1;
   trainer.size = 96;
   trainer.batch_size = 8;
   trainer.epochs = std::array{8, 2, 2}[stage - 1];
   trainer.learning_rate = std::array{2e-3, 1e-3, 3e-4}[stage - 1];
-  trainer.optimizer.beta2 = 0.98;
-  trainer.optimizer.weight_decay = 0.01;
+  trainer.optimizer.adamw.beta2 = 0.98;
+  trainer.optimizer.adamw.weight_decay = 0.05;
+  trainer.optimizer.muon = {.ratio = 10, .iterations = 3};
   objective.answer = std::array{1.0, 0.0, 0.5}[stage - 1];
+  objective.temperature = 0.5;
   trainer.workers = 1;
 }
 

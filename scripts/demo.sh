@@ -41,9 +41,9 @@ fresh=1200
 if [ -n "$quick" ]; then pictures=(32 16 32) fresh=32; fi
 
 dataset=(--output "$data" --photos "${photos[@]}" --test-photos 4 --train "${pictures[0]}"
-         --validation "${pictures[1]}" --test "${pictures[2]}" --size 96 --difficulty 0.2 --seed "$seed")
-training=(--preset demo --data-root "$data" --photos "${photos[@]}" --fresh "$fresh" --difficulty 0.2
-          --checkpoint-dir "$checkpoints" --seed "$seed")
+         --validation "${pictures[1]}" --test "${pictures[2]}" --size 96 --difficulty 0.05 --seed "$seed")
+training=(--preset demo --data-root "$data" --photos "${photos[@]}" --fresh "$fresh" --difficulty 0.05
+          --checkpoint-dir "$checkpoints" --seed "$seed" --replicas 2)
 if [ -n "$quick" ]; then training+=(--epochs 2); fi
 stage1=(--stage 1 "${training[@]}")
 stage2=(--stage 2 "${training[@]}" --load-experts-from "$checkpoints/expert_all_best.safetensors")

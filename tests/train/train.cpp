@@ -218,6 +218,126 @@ TEST(AdamW, AStateOfOtherParametersIsRefused) {
   EXPECT_NE(error_of([&] { all.load_state(part.state()); }).find("a.bias"), std::string::npos);
 }
 
+void expect_same(const StateDict& a, const StateDict& b) {
+  ASSERT_EQ(a.size(), b.size());
+  for (std::size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(at::equal(a[i].second, b[i].second)) << a[i].first;
+}
+
+// ------------------------------------------------------------------------------------------------------- muon.hpp
+
+TEST(Muon, OrthogonalizationKeepsSingularVectorsAndEvensOutSingularValues) {
+  torch::manual_seed(3);
+  for (const auto& [rows, columns] : {std::pair<int64_t, int64_t>{16, 40}, {40, 16}, {24, 24}}) {
+    const at::Tensor matrices = at::randn({3, rows, columns}, at::kDouble);
+    const at::Tensor out = orthogonalized(matrices, 5);
+    ASSERT_EQ(out.sizes(), matrices.sizes());
+    const auto [u, s, v] = at::linalg_svd(matrices, /*full_matrices=*/false);
+    // In the singular vectors' own frame the result is diagonal, each value that of the polynomial on the input's.
+    at::Tensor expected = s / s.square().sum(1, true).sqrt();
+    for (int i = 0; i < 5; ++i)
+      expected = 3.4445 * expected - 4.7750 * expected.pow(3) + 2.0315 * expected.pow(5);
+    const at::Tensor frame = u.transpose(1, 2).matmul(out).matmul(v.transpose(1, 2));
+    EXPECT_LT((frame - at::diag_embed(expected)).abs().max().item<double>(), 1e-9) << rows << " x " << columns;
+    const at::Tensor large = expected.masked_select(s / s.square().sum(1, true).sqrt() > 0.002);
+    EXPECT_GT(large.min().item<double>(), 0.65);
+    EXPECT_LT(large.max().item<double>(), 1.2);
+  }
+  EXPECT_EQ(orthogonalized(at::zeros({1, 16, 16}), 5).abs().sum().item<double>(), 0);
+}
+
+struct Hidden : torch::nn::Module {
+  explicit Hidden(at::Device device = at::kCPU) {
+    torch::manual_seed(7);
+    wide = register_module("wide", torch::nn::Linear(40, 16));
+    conv = register_module("conv", torch::nn::Conv2d(torch::nn::Conv2dOptions(16, 20, 3)));
+    output = register_module("output", torch::nn::Linear(16, 4));
+    stacked = register_module("stacked", std::make_shared<layers::Linear<layers::Stacked>>(16, 24, true, layers::Stacked{3}));
+    const at::NoGradGuard no_grad;
+    stacked->weight.normal_();
+    to(device);
+  }
+  torch::nn::Linear wide{nullptr}, output{nullptr};
+  torch::nn::Conv2d conv{nullptr};
+  std::shared_ptr<layers::Linear<layers::Stacked>> stacked;
+};
+
+void set_gradients(Hidden& module, int64_t t) {
+  const auto parameters = module.parameters();
+  const auto gradients = drawn_gradients(parameters, t);
+  for (std::size_t i = 0; i < parameters.size(); ++i) parameters[i].mutable_grad() = gradients[i].clone();
+}
+
+TEST(Muon, AgreesWithTheFormulaAndLeavesTheRestToAdamW) {
+  for (const at::Device device : devices()) {
+    Hidden ours(device), plain(device);
+    const Optimizer::Options options{.adamw = {.weight_decay = 0.1}, .muon = {.ratio = 10, .momentum = 0.9}};
+    Optimizer optimizer(parameter_groups(ours), options);
+    AdamW reference(parameter_groups(plain), options.adamw);
+    std::map<std::string, at::Tensor> weights, momenta;
+    const auto is_matrix = [](const std::string& name) {
+      return name == "wide.weight" || name == "conv.weight" || name == "stacked.weight";
+    };
+    for (const auto& item : ours.named_parameters())
+      if (is_matrix(item.key())) weights[item.key()] = item.value().detach().to(at::kDouble, false, true);
+    for (int64_t t = 1; t <= 4; ++t) {
+      set_gradients(ours, t);
+      set_gradients(plain, t);
+      for (auto& [name, w] : weights) {
+        const int64_t n = name == "stacked.weight" ? 3 : 1, rows = w.size(n == 3 ? 1 : 0);
+        const at::Tensor g = ours.named_parameters()[name].grad().to(at::kDouble).reshape({n, rows, -1});
+        at::Tensor& m = momenta[name];
+        m = m.defined() ? 0.9 * m + g : g;
+        const double scale = std::sqrt(std::max(1.0, double(rows) / double(g.size(2))));
+        const at::Tensor step = orthogonalized(g + 0.9 * m, 5) * scale;
+        w = w - 0.01 * 10 * 0.1 * w - 0.01 * 10 * step.reshape(w.sizes());
+      }
+      optimizer.step(0.01);
+      reference.step(0.01);
+    }
+    for (const auto& item : ours.named_parameters()) {
+      const at::Tensor now = item.value().detach().to(at::kDouble);
+      if (is_matrix(item.key())) {
+        EXPECT_LT((now - weights[item.key()].to(device)).abs().max().item<double>(), 1e-4) << item.key();
+      } else {
+        EXPECT_TRUE(at::equal(item.value(), plain.named_parameters()[item.key()])) << item.key();
+      }
+    }
+  }
+}
+
+TEST(Muon, AStepThatIsNotFiniteLeavesNoTraceAndStateLoads) {
+  Hidden a, b;
+  const Optimizer::Options options{.adamw = {}, .muon = {.ratio = 10}};
+  Optimizer first(parameter_groups(a), options), second(parameter_groups(b), options);
+  set_gradients(a, 1);
+  first.step(0.01, at::zeros({}));
+  std::vector<at::Tensor> before;
+  for (const auto& [name, tensor] : first.state()) before.push_back(tensor.clone());
+  for (const at::Tensor& parameter : a.parameters()) before.push_back(parameter.detach().clone());
+  for (at::Tensor gradient : first.gradients()) gradient.fill_(std::numeric_limits<float>::quiet_NaN());
+  first.step(0.01, at::ones({}));
+  std::vector<at::Tensor> after;
+  for (const auto& [name, tensor] : first.state()) after.push_back(tensor);
+  for (const at::Tensor& parameter : a.parameters()) after.push_back(parameter.detach());
+  ASSERT_EQ(before.size(), after.size());
+  for (std::size_t i = 0; i < before.size(); ++i) EXPECT_TRUE(at::equal(before[i], after[i])) << i;
+
+  copy_state("parameters", state_dict(a), state_dict(b));
+  second.load_state(first.state());
+  set_gradients(a, 2);
+  set_gradients(b, 2);
+  first.step(0.01);
+  second.step(0.01);
+  expect_same(state_dict(a), state_dict(b));
+  Optimizer adam_only(parameter_groups(b), Optimizer::Options{});
+  EXPECT_NE(error_of([&] { adam_only.load_state(first.state()); }).find("AdamW"), std::string::npos);
+}
+
+TEST(Muon, RefusesWhatIsNoMatrix) {
+  Hidden module;
+  EXPECT_NE(error_of([&] { Muon(parameter_groups(module), {.ratio = 1}, 0); }).find("16 x 16"), std::string::npos);
+}
+
 // ---------------------------------------------------------------------------------------- clip.hpp, precision.hpp
 
 TEST(Clip, NormAgreesWithLibTorchAndSmallGradientsStay) {
@@ -509,11 +629,6 @@ struct Training {
     step = saved.progress.at("step");
   }
 };
-
-void expect_same(const StateDict& a, const StateDict& b) {
-  ASSERT_EQ(a.size(), b.size());
-  for (std::size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(at::equal(a[i].second, b[i].second)) << a[i].first;
-}
 
 TEST_F(Checkpoints, AResumedRunRepeatsAnUnbrokenOneBitForBit) {
   seed_generators(11);

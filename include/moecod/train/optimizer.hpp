@@ -1,92 +1,41 @@
 #pragma once
-#include <ATen/TensorOperators.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/core/grad_mode.h>
-#include <ATen/ops/_foreach_add.h>
-#include <ATen/ops/_foreach_zero.h>
-#include <ATen/ops/_fused_adamw.h>
-#include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
-
 #include <optional>
-#include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
 
-#include "moecod/core/options.hpp"
-#include "moecod/core/state.hpp"
-#include "moecod/train/parameter_groups.hpp"
-#include "moecod/train/state.hpp"
+#include "moecod/train/adamw.hpp"
+#include "moecod/train/muon.hpp"
 
 namespace moecod::train {
 
-/// Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101), one fused operation a group.
-///
-/// With g the gradient, r the group's learning rate and t the number of steps taken,
-///     w <- w - r * weight_decay * w                        (groups that decay)
-///     m <- beta1 m + (1 - beta1) g,   v <- beta2 v + (1 - beta2) g^2
-///     w <- w - r * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
-///
-/// A parameter without a gradient counts as one whose gradient is zero: its moments fade and it decays. Gradients are
-/// zeroed in place, never removed, so what a step does follows from the tensors alone, not from which parameter once
-/// had a gradient: a resumed run repeats an unbroken one, and captured graphs and a reducer's buckets keep their
-/// addresses. What shall not move must not require gradients.
-///
-/// Shapes: moments like their parameters; steps float32 scalars on the parameters' device. dtypes: float32, float64
-/// and, on CUDA, bfloat16 and float16; one dtype and one device a group. Synchronises: never.
-class AdamW {
+/// What moves a model's parameters: AdamW, or with muon.ratio above 0 Muon for the weight matrices of hidden layers and
+/// AdamW for everything else. Shapes, dtypes and errors as theirs. Synchronises: never.
+class Optimizer {
  public:
   struct Options {
-    double beta1 = 0.9;
-    double beta2 = 0.999;
-    double eps = 1e-8;
-    double weight_decay = 1e-4;  ///< per step, times the learning rate
+    AdamW::Options adamw;
+    Muon::Options muon;
 
-    static constexpr auto options = std::make_tuple(
-        option(&Options::beta1, "beta1", "decay of the gradient's mean", between(0, 0.99999)),
-        option(&Options::beta2, "beta2", "decay of the gradient's square", between(0, 0.99999)),
-        option(&Options::eps, "eps", "added to the root of the gradient's square", above(0)),
-        option(&Options::weight_decay, "weight-decay", "weight decay of convolutions and linear maps", at_least(0)));
+    static constexpr auto options = std::make_tuple(nested(&Options::adamw), nested(&Options::muon));
   };
 
-  /// Errors: c10::Error for a group that mixes devices or dtypes.
-  AdamW(std::vector<ParameterGroup> groups, const Options& options) : options_(options) {
-    for (ParameterGroup& group : groups) {
-      Moments m{.group = std::move(group)};
-      for (std::size_t i = 0; i < m.group.parameters.size(); ++i) {
-        const at::Tensor& parameter = m.group.parameters[i];
-        TORCH_CHECK(parameter.options().type_equal(m.group.parameters.front().options()) &&
-                        parameter.device() == m.group.parameters.front().device(),
-                    "AdamW: a group must have one device and one dtype; ", m.group.names[i], " is ",
-                    parameter.toString(), " on ", parameter.device(), ", ", m.group.names.front(), " is ",
-                    m.group.parameters.front().toString(), " on ", m.group.parameters.front().device());
-        m.first.push_back(at::zeros_like(parameter));
-        m.second.push_back(at::zeros_like(parameter));
-        m.steps.push_back(at::zeros({}, parameter.options().dtype(at::kFloat).requires_grad(false)));
-      }
-      groups_.push_back(std::move(m));
-    }
+  Optimizer(std::vector<ParameterGroup> groups, const Options& options)
+      : muon_(options.muon.ratio > 0 ? take_matrices(groups) : std::vector<ParameterGroup>(), options.muon,
+              options.adamw.weight_decay),
+        adamw_(std::move(groups), options.adamw) {}
+
+  /// One step at the scheduled learning rate; skipped where `found_inf`, a float32 scalar, is 1.
+  void step(double learning_rate, const std::optional<at::Tensor>& found_inf = {}) {
+    muon_.step(learning_rate, found_inf);
+    adamw_.step(learning_rate, found_inf);
   }
 
-  /// One step at the scheduled learning rate.
-  ///
-  /// `found_inf`, a float32 scalar on the parameters' device, skips the step where it is 1: parameters,
-  /// moments and step counts stay. `grad_scale`, of the same form, divides the gradients first.
-  void step(double learning_rate, const std::optional<at::Tensor>& found_inf = {},
-            const std::optional<at::Tensor>& grad_scale = {}) {
-    const at::NoGradGuard no_grad;
-    for (Moments& m : groups_) {
-      if (found_inf) {
-        at::_foreach_add_(m.steps, 1 - *found_inf);
-      } else {
-        at::_foreach_add_(m.steps, 1);
-      }
-      at::_fused_adamw_(m.group.parameters, gradients_of(m.group), m.first, m.second, {}, m.steps,
-                        learning_rate * m.group.rate_factor, options_.beta1, options_.beta2,
-                        m.group.decays ? options_.weight_decay : 0.0, options_.eps, /*amsgrad=*/false,
-                        /*maximize=*/false, grad_scale, found_inf);
-    }
+  /// The gradients of all parameters; missing ones become zeros.
+  std::vector<at::Tensor> gradients() const {
+    std::vector<at::Tensor> all = muon_.gradients();
+    for (at::Tensor& gradient : adamw_.gradients()) all.push_back(std::move(gradient));
+    return all;
   }
 
   /// Zeroes the gradients in place.
@@ -95,49 +44,41 @@ class AdamW {
     if (!all.empty()) at::_foreach_zero_(all);
   }
 
-  /// The gradients of all parameters, in the order of the groups; missing ones become zeros.
-  std::vector<at::Tensor> gradients() const {
-    std::vector<at::Tensor> all;
-    for (const Moments& m : groups_)
-      for (at::Tensor& gradient : gradients_of(m.group)) all.push_back(std::move(gradient));
-    return all;
-  }
-
-  /// exp_avg.NAME, exp_avg_sq.NAME and step.NAME for every parameter: the optimizer's own tensors.
+  /// adamw.* and muon.*, as their state().
   StateDict state() const {
     StateDict out;
-    for (const Moments& m : groups_) {
-      for (std::size_t i = 0; i < m.group.names.size(); ++i) {
-        out.emplace_back("exp_avg." + m.group.names[i], m.first[i]);
-        out.emplace_back("exp_avg_sq." + m.group.names[i], m.second[i]);
-        out.emplace_back("step." + m.group.names[i], m.steps[i]);
-      }
-    }
+    add_state(out, "adamw.", adamw_.state());
+    add_state(out, "muon.", muon_.state());
     return out;
   }
 
-  /// Copies a state() into this optimizer.
-  /// Errors: c10::Error naming what is missing, unknown or of another shape: other parameters were trained then.
-  /// Nothing is copied in that case.
-  void load_state(const StateDict& saved) { copy_state("AdamW", saved, state()); }
+  /// Errors: as AdamW::load_state.
+  void load_state(const StateDict& saved) {
+    adamw_.load_state(part_of_state(saved, "adamw."));
+    muon_.load_state(part_of_state(saved, "muon."));
+  }
 
  private:
-  struct Moments {
-    ParameterGroup group;
-    std::vector<at::Tensor> first = {}, second = {}, steps = {};
-  };
-
-  static std::vector<at::Tensor> gradients_of(const ParameterGroup& group) {
-    std::vector<at::Tensor> out;
-    for (const at::Tensor& parameter : group.parameters) {
-      if (!parameter.grad().defined()) parameter.mutable_grad() = at::zeros_like(parameter);
-      out.push_back(parameter.grad());
+  /// Moves the matrices that Muon takes out of the groups.
+  static std::vector<ParameterGroup> take_matrices(std::vector<ParameterGroup>& groups) {
+    std::vector<ParameterGroup> taken, left;
+    for (ParameterGroup& group : groups) {
+      ParameterGroup matrices{.rate_factor = group.rate_factor, .decays = true};
+      ParameterGroup others{.rate_factor = group.rate_factor, .decays = group.decays};
+      for (std::size_t i = 0; i < group.parameters.size(); ++i) {
+        ParameterGroup& to = group.decays && Muon::takes(group.parameters[i]) ? matrices : others;
+        to.names.push_back(group.names[i]);
+        to.parameters.push_back(group.parameters[i]);
+      }
+      if (!matrices.names.empty()) taken.push_back(std::move(matrices));
+      if (!others.names.empty()) left.push_back(std::move(others));
     }
-    return out;
+    groups = std::move(left);
+    return taken;
   }
 
-  Options options_;
-  std::vector<Moments> groups_;
+  Muon muon_;
+  AdamW adamw_;
 };
 
 }  // namespace moecod::train

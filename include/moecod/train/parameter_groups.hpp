@@ -1,5 +1,6 @@
 #pragma once
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/nn/module.h>
 #include <torch/nn/modules/conv.h>
 #include <torch/nn/modules/linear.h>
@@ -21,6 +22,16 @@ struct ParameterGroup {
   std::vector<std::string> names = {};
   std::vector<at::Tensor> parameters = {};
 };
+
+/// The parameters' gradients, in their order; missing ones become zeros.
+inline std::vector<at::Tensor> gradients_of(const std::vector<at::Tensor>& parameters) {
+  std::vector<at::Tensor> out;
+  for (const at::Tensor& parameter : parameters) {
+    if (!parameter.grad().defined()) parameter.mutable_grad() = at::zeros_like(parameter);
+    out.push_back(parameter.grad());
+  }
+  return out;
+}
 
 /// The learning rate of everything at or below `prefix` ("router", "backbone.stages.0") is multiplied by `factor`.
 /// The longest prefix that fits a parameter counts; the empty one fits all.

@@ -41,7 +41,7 @@ struct TrainerOptions {
   double warmup = 0.05;              ///< share of the steps in which the learning rate rises
   Schedule::Shape scheduler = Schedule::Shape::Cosine;
   double clip_norm = 2;              ///< of all gradients together; 0: off
-  AdamW::Options optimizer;
+  Optimizer::Options optimizer;
   bool use_ema = false;
   double ema_decay = 0.999;
   bool amp = true;                   ///< mixed precision on GPUs
@@ -112,7 +112,7 @@ class Trainer {
       responsibility_.push_back(std::make_unique<Responsibility>(Model::num_experts));
       responsibility_.back()->to(device);
     }
-    optimizer_ = std::make_unique<AdamW>(parameter_groups(model_, stage_.rate_factors), options_.optimizer);
+    optimizer_ = std::make_unique<Optimizer>(parameter_groups(model_, stage_.rate_factors), options_.optimizer);
     if (options_.use_ema) ema_ = std::make_unique<Ema>(model_, options_.ema_decay);
     seed_generators(static_cast<uint64_t>(options_.seed) * 1000 + static_cast<uint64_t>(stage_.number));
   }
@@ -341,7 +341,7 @@ class Trainer {
   LossScale loss_scale_;
   Replicas<Model> replicas_;
   std::vector<std::unique_ptr<Responsibility>> responsibility_;  // one a replica
-  std::unique_ptr<AdamW> optimizer_;
+  std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<Ema> ema_;
   at::Tensor earlier_;
   int64_t epoch_ = 0, step_ = 0, bad_steps_ = 0;
