@@ -48,7 +48,7 @@ inline at::Tensor orthogonalized(const at::Tensor& matrices, int64_t iterations)
 ///     m <- momentum m + g
 ///     w <- w - r * weight_decay * w - r * sqrt(max(1, rows / columns)) * orthogonalized(g + momentum m)
 /// Every direction of a layer's weights so moves equally far, where Adam from random weights follows few of them for
-/// long: small models need a third of the steps. Each expert of a stacked layer is a matrix of its own.
+/// long (docs/results.md). Each expert of a stacked layer is a matrix of its own.
 ///
 /// Shapes: momentum like the parameters. dtypes: float32, float64. Synchronises: never.
 /// Source: Jordan et al. 2024, Muon (docs/sources.md); the scale of each step follows its reference code.
