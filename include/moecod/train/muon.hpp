@@ -68,7 +68,7 @@ class Muon {
   };
 
   /// Whether a weight that decays is a matrix for Muon: both sides of at least 16, so that output maps, gates and
-  /// depthwise convolutions are not.
+  /// depthwise convolutions are not, a patch embedding is.
   static bool takes(const at::Tensor& weight) {
     const at::Tensor matrices = as_matrices(weight);
     return matrices.dim() == 3 && std::min(matrices.size(1), matrices.size(2)) >= 16;
