@@ -2,7 +2,8 @@
 # Trains the demo three times, with a stage 1 twice as long, and with other photographs, pictures and initial weights
 # each time, and prints a table of what the mixture, its experts and other ways to combine them reach on unseen
 # photographs. Beside the demo's three stages a fourth run trains the best expert of stage 1 (on validation) alone, for
-# as many steps as stages 2 and 3 take. What is there already is kept.
+# as many steps as stages 2 and 3 take. Unlike the demo it trains in one replica. A seed whose summary.json is there is
+# kept, whatever made it: give another --out after a change.
 #
 #   scripts/three_seeds.sh [--out DIR] [--device auto|cpu|cuda]
 #

@@ -240,8 +240,14 @@ TEST(Muon, OrthogonalizationKeepsSingularVectorsAndEvensOutSingularValues) {
     EXPECT_LT((frame - at::diag_embed(expected)).abs().max().item<double>(), 1e-9) << rows << " x " << columns;
     const at::Tensor large = expected.masked_select(s / s.square().sum(1, true).sqrt() > 0.002);
     EXPECT_GT(large.min().item<double>(), 0.65);
-    EXPECT_LT(large.max().item<double>(), 1.2);
+    EXPECT_LT(large.max().item<double>(), 1.21);
   }
+  // A spectrum over the promised range: 1, and 64 values from 0.002 of the norm up.
+  const at::Tensor range = at::exp(at::linspace(std::log(0.0021), std::log(0.12), 64, at::kDouble));
+  const at::Tensor values = at::cat({range, (1 - range.square().sum()).sqrt().reshape({1})});
+  const at::Tensor evened = at::diagonal(orthogonalized(at::diag(values).unsqueeze(0), 5), 0, 1, 2);
+  EXPECT_GT(evened.min().item<double>(), 0.68);
+  EXPECT_LT(evened.max().item<double>(), 1.21);
   EXPECT_EQ(orthogonalized(at::zeros({1, 16, 16}), 5).abs().sum().item<double>(), 0);
 }
 
@@ -250,13 +256,15 @@ struct Hidden : torch::nn::Module {
     torch::manual_seed(7);
     wide = register_module("wide", torch::nn::Linear(40, 16));
     conv = register_module("conv", torch::nn::Conv2d(torch::nn::Conv2dOptions(16, 20, 3)));
+    second = register_module("second", torch::nn::Linear(40, 16));
+    third = register_module("third", torch::nn::Linear(40, 16));
     output = register_module("output", torch::nn::Linear(16, 4));
     stacked = register_module("stacked", std::make_shared<layers::Linear<layers::Stacked>>(16, 24, true, layers::Stacked{3}));
     const at::NoGradGuard no_grad;
     stacked->weight.normal_();
     to(device);
   }
-  torch::nn::Linear wide{nullptr}, output{nullptr};
+  torch::nn::Linear wide{nullptr}, second{nullptr}, third{nullptr}, output{nullptr};
   torch::nn::Conv2d conv{nullptr};
   std::shared_ptr<layers::Linear<layers::Stacked>> stacked;
 };
@@ -271,11 +279,12 @@ TEST(Muon, AgreesWithTheFormulaAndLeavesTheRestToAdamW) {
   for (const at::Device device : devices()) {
     Hidden ours(device), plain(device);
     const Optimizer::Options options{.adamw = {.weight_decay = 0.1}, .muon = {.ratio = 10, .momentum = 0.9}};
-    Optimizer optimizer(parameter_groups(ours), options);
-    AdamW reference(parameter_groups(plain), options.adamw);
+    const std::vector<RateFactor> factors{{"third", 0.5}};
+    Optimizer optimizer(parameter_groups(ours, factors), options);
+    AdamW reference(parameter_groups(plain, factors), options.adamw);
     std::map<std::string, at::Tensor> weights, momenta;
     const auto is_matrix = [](const std::string& name) {
-      return name == "wide.weight" || name == "conv.weight" || name == "stacked.weight";
+      return name != "output.weight" && name.ends_with(".weight");
     };
     for (const auto& item : ours.named_parameters())
       if (is_matrix(item.key())) weights[item.key()] = item.value().detach().to(at::kDouble, false, true);
@@ -289,7 +298,8 @@ TEST(Muon, AgreesWithTheFormulaAndLeavesTheRestToAdamW) {
         m = m.defined() ? 0.9 * m + g : g;
         const double scale = std::sqrt(std::max(1.0, double(rows) / double(g.size(2))));
         const at::Tensor step = orthogonalized(g + 0.9 * m, 5) * scale;
-        w = w - 0.01 * 10 * 0.1 * w - 0.01 * 10 * step.reshape(w.sizes());
+        const double rate = name == "third.weight" ? 0.05 : 0.1;
+        w = w - rate * 0.1 * w - rate * step.reshape(w.sizes());
       }
       optimizer.step(0.01);
       reference.step(0.01);
@@ -330,12 +340,31 @@ TEST(Muon, AStepThatIsNotFiniteLeavesNoTraceAndStateLoads) {
   second.step(0.01);
   expect_same(state_dict(a), state_dict(b));
   Optimizer adam_only(parameter_groups(b), Optimizer::Options{});
-  EXPECT_NE(error_of([&] { adam_only.load_state(first.state()); }).find("AdamW"), std::string::npos);
+  EXPECT_NE(error_of([&] { adam_only.load_state(first.state()); }).find("wide.weight"), std::string::npos);
+}
+
+TEST(Muon, AnExpertWithoutGradientDecaysAndTakesNoStep) {
+  Hidden module;
+  Optimizer optimizer(parameter_groups(module), {.adamw = {.weight_decay = 0.1}, .muon = {.ratio = 10}});
+  set_gradients(module, 1);
+  optimizer.step(0.01);
+  const at::Tensor before = module.stacked->weight.detach().clone();
+  set_gradients(module, 2);
+  module.stacked->weight.mutable_grad()[1].zero_();
+  module.second->weight.mutable_grad() = at::Tensor();  // counts as zero
+  const at::Tensor second = module.second->weight.detach().clone();
+  optimizer.step(0.01);
+  EXPECT_TRUE(at::allclose(module.stacked->weight[1], before[1] * 0.99, 1e-6, 0));
+  EXPECT_TRUE(at::allclose(module.second->weight, second * 0.99, 1e-6, 0));
+  EXPECT_GT((module.stacked->weight[0] - before[0] * 0.99).abs().max().item<double>(), 1e-3);
 }
 
 TEST(Muon, RefusesWhatIsNoMatrix) {
   Hidden module;
   EXPECT_NE(error_of([&] { Muon(parameter_groups(module), {.ratio = 1}, 0); }).find("16 x 16"), std::string::npos);
+  module.to(at::kBFloat16);
+  EXPECT_NE(error_of([&] { Optimizer(parameter_groups(module), {.adamw = {}, .muon = {.ratio = 1}}); }).find("float32"),
+            std::string::npos);
 }
 
 // ---------------------------------------------------------------------------------------- clip.hpp, precision.hpp

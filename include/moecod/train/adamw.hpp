@@ -41,7 +41,7 @@ class AdamW {
     double beta1 = 0.9;
     double beta2 = 0.999;
     double eps = 1e-8;
-    double weight_decay = 1e-4;  ///< per step, times the learning rate
+    double weight_decay = 1e-4;  ///< per step, times the parameter's learning rate
 
     static constexpr auto options = std::make_tuple(
         option(&Options::beta1, "beta1", "decay of the gradient's mean", between(0, 0.99999)),

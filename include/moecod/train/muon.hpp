@@ -28,8 +28,8 @@ namespace moecod::train {
 
 /// Matrices [n, r, c], each with its singular values moved towards 1 and its singular vectors kept: Newton-Schulz steps
 ///     X <- a X + (b X X' + c (X X')^2) X,   (a, b, c) = (3.4445, -4.7750, 2.0315)
-/// from X of Frobenius norm 1. Five steps bring singular values above 0.002 of the norm into 0.68 .. 1.14, three those
-/// above 0.03; a zero matrix stays zero. Synchronises: never.
+/// from X of Frobenius norm 1. Five steps bring singular values above 0.002 of the norm into 0.68 .. 1.21, three those
+/// above 0.03; smaller ones grow by at most a each step, and a zero matrix stays zero. Synchronises: never.
 inline at::Tensor orthogonalized(const at::Tensor& matrices, int64_t iterations) {
   const bool tall = matrices.size(1) > matrices.size(2);
   at::Tensor x = tall ? matrices.transpose(1, 2) : matrices;
@@ -47,11 +47,18 @@ inline at::Tensor orthogonalized(const at::Tensor& matrices, int64_t iterations)
 /// With g the gradient as a matrix [out, in * kh * kw], r the group's learning rate times `ratio`,
 ///     m <- momentum m + g
 ///     w <- w - r * weight_decay * w - r * sqrt(max(1, rows / columns)) * orthogonalized(g + momentum m)
-/// Every direction of a layer's weights so moves equally far, where Adam from random weights follows few of them for
-/// long (docs/results.md). Each expert of a stacked layer is a matrix of its own.
+/// The strong directions of a layer's weights so move equally far, where Adam from random weights follows few of them
+/// for long (docs/results.md). Each expert of a stacked layer is a matrix of its own. A matrix whose gradient is zero,
+/// as an idle expert's, decays but takes no step, since any length of momentum would become a full one; its momentum
+/// fades.
 ///
-/// Shapes: momentum like the parameters. dtypes: float32, float64. Synchronises: never.
-/// Source: Jordan et al. 2024, Muon (docs/sources.md); the scale of each step follows its reference code.
+/// Which weights are taken: those that decay with both sides of [out, in / groups * kh * kw] at least 16. So norms,
+/// biases, narrow output maps, depthwise 3x3 convolutions and decoders of fewer channels stay with AdamW; a patch
+/// embedding and a wide gate do not.
+///
+/// Shapes: momentum [n, rows, columns], n = 1 or the number of stacked experts. dtypes: float32, float64. Synchronises:
+/// never. Errors: c10::Error for other parameters.
+/// Source: Jordan et al. 2024, Muon (docs/sources.md); the scale is taken of the flattened matrix.
 class Muon {
  public:
   struct Options {
@@ -67,8 +74,7 @@ class Muon {
         option(&Options::iterations, "muon-iterations", "Newton-Schulz steps of each update", between(1, 20)));
   };
 
-  /// Whether a weight that decays is a matrix for Muon: both sides of at least 16, so that output maps, gates and
-  /// depthwise convolutions are not, a patch embedding is.
+  /// Whether a weight that decays is a matrix for Muon.
   static bool takes(const at::Tensor& weight) {
     const at::Tensor matrices = as_matrices(weight);
     return matrices.dim() == 3 && std::min(matrices.size(1), matrices.size(2)) >= 16;
@@ -82,6 +88,9 @@ class Muon {
         const at::Tensor& parameter = group.parameters[i];
         TORCH_CHECK(takes(parameter), "Muon: expected weights of at least 16 x 16, got ", group.names[i], " of ",
                     parameter.sizes());
+        TORCH_CHECK(parameter.scalar_type() == at::kFloat || parameter.scalar_type() == at::kDouble,
+                    "Muon: expected float32 or float64 parameters, got ", group.names[i], " of ",
+                    parameter.scalar_type());
         Batch& batch = batch_for(as_matrices(parameter), group);
         batch.names.push_back(group.names[i]);
         batch.parameters.push_back(parameter);
@@ -108,6 +117,7 @@ class Muon {
       const double rows_per_column = double(gradient.size(1)) / double(gradient.size(2));
       at::Tensor update = orthogonalized(gradient + options_.momentum * momentum, options_.iterations);
       update = update * (rate * std::sqrt(std::max(1.0, rows_per_column)));
+      update = at::where(gradient.abs().amax({1, 2}, /*keepdim=*/true).gt(0), update, at::zeros({}, update.options()));
       at::Tensor decay = at::full({}, rate * weight_decay_, gradient.options());
       if (found_inf) {
         const at::Tensor skipped = found_inf->reshape({}).gt(0);

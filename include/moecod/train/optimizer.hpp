@@ -21,9 +21,7 @@ class Optimizer {
   };
 
   Optimizer(std::vector<ParameterGroup> groups, const Options& options)
-      : muon_(options.muon.ratio > 0 ? take_matrices(groups) : std::vector<ParameterGroup>(), options.muon,
-              options.adamw.weight_decay),
-        adamw_(std::move(groups), options.adamw) {}
+      : Optimizer(options.muon.ratio > 0 ? split(std::move(groups)) : Split{.rest = std::move(groups)}, options) {}
 
   /// One step at the scheduled learning rate; skipped where `found_inf`, a float32 scalar, is 1.
   void step(double learning_rate, const std::optional<at::Tensor>& found_inf = {}) {
@@ -52,29 +50,33 @@ class Optimizer {
     return out;
   }
 
-  /// Errors: as AdamW::load_state.
-  void load_state(const StateDict& saved) {
-    adamw_.load_state(part_of_state(saved, "adamw."));
-    muon_.load_state(part_of_state(saved, "muon."));
-  }
+  /// Copies a state() into this optimizer.
+  /// Errors: c10::Error naming what is missing, unknown or of another shape; nothing is copied in that case.
+  void load_state(const StateDict& saved) { copy_state("Optimizer", saved, state()); }
 
  private:
-  /// Moves the matrices that Muon takes out of the groups.
-  static std::vector<ParameterGroup> take_matrices(std::vector<ParameterGroup>& groups) {
-    std::vector<ParameterGroup> taken, left;
-    for (ParameterGroup& group : groups) {
+  struct Split {
+    std::vector<ParameterGroup> matrices = {}, rest = {};
+  };
+
+  Optimizer(Split groups, const Options& options)
+      : muon_(groups.matrices, options.muon, options.adamw.weight_decay),
+        adamw_(std::move(groups.rest), options.adamw) {}
+
+  static Split split(std::vector<ParameterGroup> groups) {
+    Split out;
+    for (const ParameterGroup& group : groups) {
       ParameterGroup matrices{.rate_factor = group.rate_factor, .decays = true};
-      ParameterGroup others{.rate_factor = group.rate_factor, .decays = group.decays};
+      ParameterGroup rest{.rate_factor = group.rate_factor, .decays = group.decays};
       for (std::size_t i = 0; i < group.parameters.size(); ++i) {
-        ParameterGroup& to = group.decays && Muon::takes(group.parameters[i]) ? matrices : others;
+        ParameterGroup& to = group.decays && Muon::takes(group.parameters[i]) ? matrices : rest;
         to.names.push_back(group.names[i]);
         to.parameters.push_back(group.parameters[i]);
       }
-      if (!matrices.names.empty()) taken.push_back(std::move(matrices));
-      if (!others.names.empty()) left.push_back(std::move(others));
+      if (!matrices.names.empty()) out.matrices.push_back(std::move(matrices));
+      if (!rest.names.empty()) out.rest.push_back(std::move(rest));
     }
-    groups = std::move(left);
-    return taken;
+    return out;
   }
 
   Muon muon_;
