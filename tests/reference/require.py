@@ -1,7 +1,7 @@
 """Runs a script if Python modules are there; otherwise says which are missing and exits with 77, which ctest shows
 as skipped.
 
-    python tests/reference/require.py timm safetensors -- pvt_v2_parity.py --features build/cpu/bin/features
+    python tests/reference/require.py timm safetensors -- backbone_parity.py --features build/cpu/bin/features
 """
 
 import importlib.util

@@ -5,7 +5,10 @@
 #include <vector>
 
 #include "moecod/backbone/backbone.hpp"
+#include "moecod/backbone/convnext.hpp"
+#include "moecod/backbone/edgenext.hpp"
 #include "moecod/backbone/pvt_v2.hpp"
+#include "moecod/backbone/swin.hpp"
 #include "moecod/moe/kind.hpp"
 
 namespace moecod::backbone {
@@ -18,7 +21,8 @@ namespace moecod::backbone {
 struct Any {
   using policy_kind = kind::backbone;
   /// The backbones that can be named; a new one is added here.
-  using Known = std::tuple<PvtV2B0, PvtV2B1, PvtV2B2, PvtV2B2Li, PvtV2B3, PvtV2B4, PvtV2B5>;
+  using Known = std::tuple<PvtV2B0, PvtV2B1, PvtV2B2, PvtV2B2Li, PvtV2B3, PvtV2B4, PvtV2B5, EdgeNextSmall,
+                           EdgeNextBase, SwinTiny, SwinSmall, SwinBase, ConvNextTiny, ConvNextSmall, ConvNextBase>;
 
   struct Options {
     std::string name = "pvt_v2_b2";

@@ -14,6 +14,24 @@ inline bool is_digit(const std::string& text, std::size_t at) {
 /// The name of stage `stage` (from 1, as the original PVT release counts) in timm.
 inline std::string stage_name(char stage) { return std::string("stages.") + static_cast<char>(stage - 1); }
 
+inline void replace_once(std::string& text, std::string_view what, std::string_view with) {
+  if (const auto at = text.find(what); at != std::string::npos) text.replace(at, what.size(), with);
+}
+
+/// timm's name for one of the original ConvNeXt release; others as they are.
+inline std::string convnext_release_key(std::string key) {
+  const std::string_view downsample = "downsample_layers.", stages = "stages.";
+  if (key.starts_with(downsample) && is_digit(key, downsample.size())) {
+    const char stage = key[downsample.size()];
+    key.replace(0, downsample.size() + 1, stage == '0' ? "stem" : std::string("stages.") + stage + ".downsample");
+  } else if (key.starts_with(stages) && is_digit(key, stages.size()) && is_digit(key, stages.size() + 2)) {
+    key.insert(stages.size() + 2, "blocks.");
+    replace_once(key, ".dwconv.", ".conv_dw.");
+    replace_once(key, ".pwconv", ".mlp.fc");
+  }
+  return key;
+}
+
 }  // namespace detail
 
 /// timm's name of a backbone parameter, for a name as published files write it; std::nullopt for the classifier.
@@ -22,11 +40,15 @@ inline std::string stage_name(char stage) { return std::string("stages.") + stat
 /// - features_only models, which flatten top-level sequences: stages_0, stem_0, layers_0 -> stages.0, stem.0, layers.0
 /// - the original PVT release: patch_embed1, patch_embed{2,3,4} -> patch_embed, stages.{1,2,3}.downsample;
 ///   block{i}.j -> stages.{i-1}.blocks.j; norm{i} -> stages.{i-1}.norm; dwconv.dwconv -> dwconv
-/// Classifier: head.*. Use as io::LoadOptions::rename.
+/// - the original ConvNeXt release: downsample_layers.0 -> stem, downsample_layers.i -> stages.i.downsample;
+///   stages.i.j -> stages.i.blocks.j; dwconv, pwconv1, pwconv2 -> conv_dw, mlp.fc1, mlp.fc2
+/// Ignored: head.*; norm.*, which only the classifier of Swin and ConvNeXt reads; Swin's attn_mask and
+/// relative_position_index, which follow from the sizes. Use as io::LoadOptions::rename.
 inline std::optional<std::string> timm_key(const std::string& key) {
   using detail::is_digit, detail::stage_name;
-  if (key.starts_with("head.")) return std::nullopt;
-  std::string out = key;
+  if (key.starts_with("head.") || key.starts_with("norm.")) return std::nullopt;
+  if (key.ends_with(".attn_mask") || key.ends_with(".relative_position_index")) return std::nullopt;
+  std::string out = detail::convnext_release_key(key);
   for (const std::string_view name : {"stages", "stem", "layers"})
     if (out.starts_with(name) && out[name.size()] == '_' && is_digit(out, name.size() + 1)) out[name.size()] = '.';
 

@@ -1,9 +1,9 @@
-"""Compares the PVTv2 backbones with timm's, level by level, on random weights.
+"""Compares the backbones with timm's, level by level, on random weights.
 
-    python3 tests/reference/pvt_v2_parity.py --features build/cpu/bin/features
+    python3 tests/reference/backbone_parity.py --features build/cpu/bin/features
 
 Checks that every level agrees within 1e-5 (of 1, or of the level's largest value where that is more), that weights
-load under timm's names, features_only names and the original PVT release's names with equal results, and that one
+load under timm's names, features_only names and the original releases' names with equal results, and that one
 error names every unknown, missing and misshapen key.
 """
 import argparse
@@ -27,7 +27,21 @@ SIZES = {
     "pvt_v2_b3": (WIDE,),
     "pvt_v2_b4": (LARGE,),
     "pvt_v2_b5": (LARGE,),
+    "edgenext_small": (SQUARE, LARGE, WIDE),
+    "edgenext_base": (WIDE,),
+    # At 224 the last stage has one window and no shift, at 448 four windows that shift, in between it is padded.
+    "swin_tiny_patch4_window7_224": (SQUARE, LARGE, WIDE),
+    "swin_small_patch4_window7_224": (WIDE,),
+    "swin_base_patch4_window7_224": (SQUARE,),
+    "convnext_tiny": (SQUARE, LARGE, WIDE),
+    "convnext_small": (WIDE,),
+    "convnext_base": (SQUARE,),
 }
+
+
+def create(name, size, **options):
+    """timm's model for images of a size; only Swin is made for one."""
+    return timm.create_model(name, **({"img_size": size} if name.startswith("swin") else {}), **options).eval()
 
 
 def randomise(model):
@@ -39,10 +53,11 @@ def randomise(model):
             module.weight.normal_(1, 0.2)
         if getattr(module, "bias", None) is not None:
             module.bias.normal_(0, 0.1)
-
-
-def features_only_name(key):
-    return re.sub(r"^stages\.(\d)", r"stages_\1", key)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("gamma", "gamma_xca")):  # else the branches would not count
+            parameter.normal_(0, 0.3)
+        if name.endswith(("relative_position_bias_table", "temperature")):
+            parameter.normal_(1, 0.5)
 
 
 def original_name(key):
@@ -83,38 +98,63 @@ def worst_error(ours, theirs):
 def check_levels(program):
     failures = 0
     for name, sizes in SIZES.items():
-        model = timm.create_model(name).eval()
-        randomise(model)
-        program.load(model.state_dict())
         errors = []
         for size in sizes:
+            model = create(name, size)
+            randomise(model)
+            program.load(model.state_dict())
             images = torch.randn(1, 3, *size)
             message, ours = program.run(name, images)
             assert ours is not None, message
             errors.append(worst_error(ours, model.forward_intermediates(images, intermediates_only=True)))
         bad = max(errors) > TOLERANCE
         failures += bad
-        print(f"{name:13s}", *(f"{h}x{w} {e:.1e}" for (h, w), e in zip(sizes, errors)), "FAILED" if bad else "ok",
+        print(f"{name:28s}", *(f"{h}x{w} {e:.1e}" for (h, w), e in zip(sizes, errors)), "FAILED" if bad else "ok",
               flush=True)
     return failures
 
 
+def original_convnext_name(key):
+    """timm's name -> the name in the original ConvNeXt release."""
+    key = re.sub(r"^stem\.", "downsample_layers.0.", key)
+    key = re.sub(r"^stages\.(\d)\.downsample", r"downsample_layers.\1", key)
+    key = re.sub(r"^stages\.(\d)\.blocks\.", r"stages.\1.", key)
+    key = re.sub(r"^head\.norm", "norm", key.replace("conv_dw", "dwconv").replace("mlp.fc", "pwconv"))
+    return key.replace("head.fc", "head")
+
+
+def old_swin_state(state):
+    """With what files of Swin held besides weights."""
+    extra = {"layers.0.blocks.1.attn_mask": torch.zeros(64, 49, 49),
+             "layers.0.blocks.0.attn.relative_position_index": torch.zeros(49, 49, dtype=torch.int64)}
+    return dict(state) | extra
+
+
 def check_names(program):
-    model = timm.create_model("pvt_v2_b0").eval()
-    randomise(model)
-    images = torch.randn(1, 3, 64, 96)
-    timm_state = model.state_dict()
-    features = timm.create_model("pvt_v2_b0", features_only=True)
-    flat = {features_only_name(k): v for k, v in timm_state.items() if not k.startswith("head.")}
-    assert set(flat) == set(features.state_dict()), "features_only names are not what this test takes them for"
-    original = {original_name(k): v for k, v in timm_state.items()}
-    for state in (timm_state, flat, original):
-        expected = f"loaded {len(flat)} tensors, ignored {len(state) - len(flat)} of the classifier\n"
-        program.load(state)
-        message, ours = program.run("pvt_v2_b0", images)
-        assert message == expected, message
+    for name, rename in (("pvt_v2_b0", original_name), ("edgenext_small", None),
+                         ("swin_tiny_patch4_window7_224", None), ("convnext_tiny", original_convnext_name)):
+        size = (224, 256)
+        model = create(name, size)
+        randomise(model)
+        images = torch.randn(1, 3, *size)
+        timm_state = model.state_dict()
+        features = timm.create_model(name, features_only=True)
+        flat_names = set(features.state_dict())
+        flat = {k: v for k, v in ((re.sub(r"^(stages|stem|layers)\.(\d)", r"\1_\2", k), v)
+                                  for k, v in timm_state.items()) if k in flat_names}
+        assert set(flat) == flat_names, f"features_only names of {name} are not what this test takes them for"
+        states = [timm_state, flat]
+        if rename:
+            states.append({rename(k): v for k, v in timm_state.items()})
+        if name.startswith("swin"):
+            states.append(old_swin_state(timm_state))
         theirs = model.forward_intermediates(images, intermediates_only=True)
-        assert worst_error(ours, theirs) <= TOLERANCE, "levels differ under other names"
+        for state in states:
+            expected = f"loaded {len(flat)} tensors, ignored {len(state) - len(flat)} of the classifier\n"
+            program.load(state)
+            message, ours = program.run(name, images)
+            assert message == expected, f"{name}: {message}"
+            assert worst_error(ours, theirs) <= TOLERANCE, f"{name}: levels differ under other names"
 
 
 def check_errors(program):
