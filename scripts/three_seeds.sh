@@ -5,22 +5,25 @@
 # as many steps as stages 2 and 3 take. Unlike the demo it trains in one replica. A seed whose summary.json is there is
 # kept, whatever made it: give another --out after a change.
 #
-#   scripts/three_seeds.sh [--out DIR] [--device auto|cpu|cuda]
+#   scripts/three_seeds.sh [--out DIR] [--device auto|cpu|cuda] [--together]
 #
 #   --out DIR      folder to write, default ./three_seeds
 #   --device NAME  where to train, default auto; a GPU trains in float32, as the CPU does
+#   --together     the seeds side by side, each with one thread and its words in DIR/seedN.log
 set -euo pipefail
 caller=$PWD
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 out=three_seeds
+together=
 device=auto
 while [ $# -gt 0 ]; do
   case "$1" in
     --out) out=${2:?--out needs a folder}; shift 2 ;;
     --device) device=${2:?--device needs auto, cpu or cuda}; shift 2 ;;
+    --together) together=yes; shift ;;
     -h | --help) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p;}' "$root/scripts/three_seeds.sh"; exit 0 ;;
-    *) fail "expected --out DIR or --device NAME, got $1" ;;
+    *) fail "expected --out DIR, --device NAME or --together, got $1" ;;
   esac
 done
 out=$(cd "$caller" && mkdir -p "$out" && cd "$out" && pwd) || fail "--out: cannot make the folder $out"
@@ -69,6 +72,15 @@ run_seed() {
     --alone-expert "$expert"
 }
 
-for seed in 0 1 2; do run_seed "$seed"; done
+if [ -n "$together" ]; then
+  jobs=()
+  for seed in 0 1 2; do
+    (export OMP_NUM_THREADS=1; run_seed "$seed") >"$out/seed$seed.log" 2>&1 &
+    jobs+=($!)
+  done
+  for seed in 0 1 2; do wait "${jobs[seed]}" || fail "seed $seed failed; $out/seed$seed.log says why"; done
+else
+  for seed in 0 1 2; do run_seed "$seed"; done
+fi
 headline "Three seeds"
 python3 scripts/reporting/three_seeds.py "$out"/seed{0,1,2}/summary.json | tee "$out/table.md"

@@ -3,13 +3,12 @@
 
 #include <memory>
 #include <string>
-#include <tuple>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "moecod/backbone/concept.hpp"
 #include "moecod/core/pyramid.hpp"
+#include "moecod/model/channels.hpp"
 #include "moecod/moe/mixture.hpp"
 
 namespace moecod {
@@ -21,18 +20,6 @@ struct WithRouting {};
 struct RoutedLogits {
   at::Tensor logits, top_k_indices, top_k_weights;
 };
-
-namespace detail {
-
-/// Tells policies how many channels the backbone's levels have, wherever their options ask for it.
-template <class Options>
-void set_channels(Options& options, const std::vector<int64_t>& dims) {
-  if constexpr (requires { options.channels = dims; }) options.channels = dims;
-  if constexpr (requires { std::tuple_size<decltype(options.each)>::value; })
-    std::apply([&](auto&... each) { (set_channels(each, dims), ...); }, options.each);
-}
-
-}  // namespace detail
 
 /// Complete decoders as experts over one shared backbone, a router that reads its pyramid.
 ///

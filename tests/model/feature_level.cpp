@@ -1,0 +1,185 @@
+// The feature level as a whole: shapes, parts that can be left out, gradients, routing by position, policy swaps.
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <set>
+#include <string>
+#include <type_traits>
+
+#include "moecod/backbone/convnext.hpp"
+#include "moecod/backbone/pvt_v2.hpp"
+#include "moecod/core/state.hpp"
+#include "moecod/expert/contrast.hpp"
+#include "moecod/expert/conv.hpp"
+#include "moecod/expert/edge.hpp"
+#include "moecod/expert/frequency.hpp"
+#include "moecod/expert/mlp.hpp"
+#include "moecod/expert/texture.hpp"
+#include "moecod/model/feature_level.hpp"
+#include "moecod/moe/balance/ema_bias.hpp"
+#include "moecod/moe/balance/switch.hpp"
+#include "moecod/moe/dispatch/batched.hpp"
+#include "moecod/moe/dispatch/grouped.hpp"
+#include "moecod/moe/dispatch/masked.hpp"
+#include "moecod/moe/experts/distinct.hpp"
+#include "moecod/moe/experts/replicated.hpp"
+#include "moecod/moe/router/global_pool.hpp"
+#include "moecod/moe/router/position.hpp"
+#include "moecod/moe/select/top_k.hpp"
+#include "moecod/moe/swap.hpp"
+#include "tests/error_of.hpp"
+
+namespace {
+
+using namespace moecod;
+
+using Plain = Mixture<router::GlobalPool, Replicated<expert::Conv<>, 6>, select::TopK<2>, balance::EmaBias,
+                      dispatch::Grouped>;
+using Features = FeatureLevel<backbone::PvtV2B0, Plain>;
+using Six = Distinct<expert::Texture<>, expert::Frequency<>, expert::Edge<>, expert::Contrast<>, expert::Texture<>,
+                     expert::Frequency<>>;
+
+template <class Model>
+std::unique_ptr<Model> small() {
+  at::manual_seed(3);
+  typename Model::Options options;
+  options.head.width = 16;
+  return std::make_unique<Model>(options);
+}
+
+at::Tensor sample_images(int64_t count = 3) {
+  at::manual_seed(4);
+  return at::randn({count, 3, 64, 96});
+}
+
+at::Tensor sample_masks() { return sample_images().select(1, 0).unsqueeze(1).gt(0.8).to(at::kFloat); }
+
+template <class Model>
+void expect_a_whole_model() {
+  auto model = small<Model>();
+  const auto out = model->forward(sample_images());
+  EXPECT_EQ(out.maps.logits.sizes(), (std::vector<int64_t>{3, 1, 64, 96}));
+  ASSERT_EQ(out.routing.size(), 4u);
+  at::Tensor loss = model->head->loss(out.maps, sample_masks());
+  ASSERT_EQ(loss.sizes(), (std::vector<int64_t>{3}));
+  loss = loss.sum();
+  if constexpr (requires { out.auxiliary_loss; }) loss = loss + out.auxiliary_loss;
+  loss.backward();
+  for (const auto& item : model->named_parameters()) {
+    ASSERT_TRUE(item.value().grad().defined()) << item.key();
+    EXPECT_TRUE(item.value().grad().isfinite().all().template item<bool>()) << item.key();
+    if (item.key().find("mixtures") != std::string::npos) continue;  // experts may be idle
+    EXPECT_GT(item.value().grad().abs().max().template item<float>(), 0.f) << item.key();
+  }
+}
+
+TEST(FeatureLevel, TrainsWithStackedExperts) { expect_a_whole_model<Features>(); }
+TEST(FeatureLevel, TrainsWithDistinctExperts) {
+  expect_a_whole_model<FeatureLevel<
+      backbone::PvtV2B0, Mixture<router::GlobalPool, Six, select::TopK<2>, balance::Switch, dispatch::Batched>>>();
+}
+TEST(FeatureLevel, RoutesPositionsThroughPositionExperts) {
+  using ByPosition = Mixture<router::Position, Replicated<expert::Mlp<>, 4>, select::TopK<2>, balance::EmaBias,
+                             dispatch::Grouped>;
+  using Model = FeatureLevel<backbone::PvtV2B0, ByPosition>;
+  expect_a_whole_model<Model>();
+  const auto out = small<Model>()->forward(sample_images());
+  EXPECT_EQ(out.routing[0].rows(), 3 * 16 * 24);
+}
+TEST(FeatureLevel, RoutesPositionsThroughSpatialExpertsUnderMasked) {
+  expect_a_whole_model<FeatureLevel<
+      backbone::PvtV2B0, Mixture<router::Position, Six, select::TopK<2>, balance::EmaBias, dispatch::Masked>>>();
+}
+
+TEST(FeatureLevel, EveryPartOfTheHeadCanBeLeftOut) {
+  expect_a_whole_model<FeatureLevel<backbone::PvtV2B0, Plain, FeatureHead<false, true, true, 2>>>();
+  expect_a_whole_model<FeatureLevel<backbone::PvtV2B0, Plain, FeatureHead<true, false, true, 1>>>();
+  expect_a_whole_model<FeatureLevel<backbone::PvtV2B0, Plain, FeatureHead<true, true, false, 2>>>();
+  expect_a_whole_model<FeatureLevel<backbone::PvtV2B0, Plain, FeatureHead<false, false, false, 0>>>();
+  const auto prefixes = [](const torch::nn::Module& head) {
+    std::set<std::string> out;
+    for (const auto& item : head.named_parameters()) out.insert(item.key().substr(0, item.key().find('.')));
+    return out;
+  };
+  const FeatureHead<false, false, false, 0> bare;
+  for (const char* absent : {"search", "search_map", "reverse", "doubt", "doubt_map", "refine0a"})
+    EXPECT_FALSE(prefixes(bare).contains(absent)) << absent;
+  const FeatureHead<> whole;
+  for (const char* present : {"search", "search_map", "reverse", "doubt", "doubt_map", "refine1_map"})
+    EXPECT_TRUE(prefixes(whole).contains(present)) << present;
+}
+
+TEST(FeatureLevel, TheHeadGivesItsMapsInTheirOrder) {
+  const auto out = small<Features>()->forward(sample_images());
+  const std::vector<std::vector<int64_t>> sizes{{2, 3}, {4, 6}, {8, 12}, {16, 24}, {16, 24}, {16, 24}};
+  ASSERT_EQ(out.maps.side.size(), sizes.size());  // search, three levels, reverse attention, one refinement
+  for (std::size_t i = 0; i < sizes.size(); ++i)
+    EXPECT_EQ(out.maps.side[i].sizes(), (std::vector<int64_t>{3, 1, sizes[i][0], sizes[i][1]})) << i;
+  EXPECT_GT(out.maps.deviation.min().item<float>(), 0.f);
+  EXPECT_EQ(out.maps.doubted.sizes(), out.maps.deviation.sizes());
+}
+
+TEST(FeatureLevel, ImagesAreIndependentInEvaluationAndRecomputationChangesNothing) {
+  auto model = small<Features>();
+  model->eval();
+  const at::Tensor images = sample_images();
+  {
+    const at::NoGradGuard no_grad;
+    const at::Tensor all = (*model)(images);
+    for (int64_t i = 0; i < 3; ++i)
+      EXPECT_TRUE(at::allclose((*model)(images.slice(0, i, i + 1)), all.slice(0, i, i + 1), 1e-3, 1e-4)) << i;
+  }
+  std::vector<at::Tensor> first;
+  for (const bool recompute : {false, true}) {
+    at::manual_seed(3);
+    Features::Options options;
+    options.head.width = 16;
+    options.recompute = recompute;
+    Features one(options);
+    one.head->loss(one.forward(images).maps, sample_masks()).sum().backward();
+    std::vector<at::Tensor> all;
+    for (const auto& [name, tensor] : state_dict(one)) all.push_back(tensor.clone());
+    for (const at::Tensor& parameter : one.parameters()) all.push_back(parameter.grad());
+    if (first.empty()) first = all;
+    for (std::size_t i = 0; i < all.size(); ++i) EXPECT_TRUE(at::allclose(all[i], first[i], 1e-5, 1e-6)) << i;
+  }
+}
+
+TEST(FeatureLevel, APolicySwapReplacesTheSlotOfEveryLevel) {
+  using Swapped = swap_t<Features, balance::Switch>;
+  static_assert(std::is_same_v<Swapped::mixture_type::balance_type, balance::Switch>);
+  static_assert(std::is_same_v<Swapped::head_type, Features::head_type>);
+  static_assert(std::is_same_v<swap_t<Features, backbone::ConvNextTiny>::backbone_type, backbone::ConvNextTiny>);
+  const auto out = small<Swapped>()->forward(sample_images());
+  EXPECT_GT(out.auxiliary_loss.item<float>(), 0.f);
+}
+
+TEST(FeatureLevel, CountsOfAllLevelsAreCommittedTogether) {
+  auto model = small<Features>();
+  model->forward(sample_images());
+  const auto policies = balance::counting(*model);
+  ASSERT_EQ(policies.size(), 4u);
+  for (const auto* policy : policies) EXPECT_EQ(policy->counts.sum().item<int64_t>(), 3 * 2);
+  balance::commit(*model);
+  for (const auto* policy : policies) EXPECT_EQ(policy->counts.sum().item<int64_t>(), 0);
+}
+
+TEST(UncertainLoss, DoubtCostsLessWhereTheMapIsWrongAndMoreWhereItIsRight) {
+  const at::Tensor target = at::ones({2, 1, 2, 2});
+  const at::Tensor logits = at::tensor({-3.f, 3.f}).view({2, 1, 1, 1}).expand({2, 1, 2, 2});
+  const at::Tensor sure = loss::uncertain(logits, at::zeros({2, 1, 2, 2}), target);
+  const at::Tensor doubting = loss::uncertain(logits, at::full({2, 1, 2, 2}, 4.f), target);
+  EXPECT_TRUE(at::allclose(sure, loss::bce(logits, target)));
+  EXPECT_LT(doubting[0].item<float>(), sure[0].item<float>());
+  EXPECT_GT(doubting[1].item<float>(), sure[1].item<float>());
+  // The formula against the mean over a million normal logits: the approximation is within 0.02 in probability.
+  at::manual_seed(1);
+  const double exact = at::sigmoid(1.0 + 2.0 * at::randn({1000000}, at::kDouble)).mean().item<double>();
+  const double ours =
+      std::exp(-loss::uncertain(at::ones({1, 1, 1, 1}, at::kDouble), at::full({1, 1, 1, 1}, 2.0, at::kDouble),
+                                at::ones({1, 1, 1, 1}, at::kDouble))
+                    .item<double>());
+  EXPECT_NEAR(ours, exact, 0.02);
+}
+
+}  // namespace
