@@ -5,7 +5,8 @@
 #include <string>
 
 #include "examples/camo_model.hpp"
-#include "moecod/train/trainer.hpp"
+#include "moecod/train/stage.hpp"
+#include "moecod/train/trainer_options.hpp"
 
 namespace moecod::examples {
 

@@ -20,6 +20,8 @@
 #include "moecod/data/fresh.hpp"
 #include "moecod/data/hold_out.hpp"
 #include "moecod/data/photograph_folder.hpp"
+#include "moecod/train/model_level_task.hpp"
+#include "moecod/train/trainer.hpp"
 
 namespace {
 
@@ -127,7 +129,7 @@ class Best {
   int64_t stage_, size_;
 };
 
-void offer_all(Best& best, const ProgramOptions& program, const train::EpochResult& result) {
+void offer_all(Best& best, const ProgramOptions& program, const train::EpochResult<train::Validation>& result) {
   const std::vector<double>& experts = result.validation.experts;
   const std::vector<std::string> whole{"backbone.", "mixture."};
   const auto expert = [](int64_t e) { return "mixture.experts." + std::to_string(e) + "."; };
@@ -194,7 +196,7 @@ int run(const ProgramOptions& program, const CamoOptions& model_options, const R
     io::load_state(model, resumed->weights);
   }
   model.to(device);
-  train::Trainer<Camo> trainer(model, make_stage(program.stage, program.expert_id, recipe), trainer_options, device,
+  train::Trainer<train::ModelLevelTask<Camo>> trainer(model, make_stage(program.stage, program.expert_id, recipe), trainer_options, device,
                                [&] { return std::make_unique<Camo>(camo_options(model_options)); });
   Best best(program.checkpoint_dir, model, model_options, program.stage, trainer_options.size);
   if (resumed) {
@@ -212,7 +214,7 @@ int run(const ProgramOptions& program, const CamoOptions& model_options, const R
   train::MetricsLog log(folder / ("metrics_" + name + ".jsonl"), trainer.epoch());
   trainer.fit(
       sources.training, validation, log,
-      [&](const train::EpochResult& result) { offer_all(best, program, result); },
+      [&](const train::EpochResult<train::Validation>& result) { offer_all(best, program, result); },
       [&] {
         train::Checkpoint checkpoint{.weights = state_dict(model), .about = {}, .state = trainer.state(),
                                      .progress = trainer.progress()};

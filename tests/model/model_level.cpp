@@ -97,7 +97,7 @@ std::set<std::string> trained_by(Camo& model, const train::Stage& stage, const a
     }
     auto out = model.mixture->run(scene, routing);
     const auto losses = train::own_losses(*model.mixture->experts, out.parts, masks, 0.5);
-    train::total_loss(stage.objective, out, losses, responsibility, masks, 0.5, 1.0).backward();
+    train::total_loss(stage.objective, out, losses, responsibility, masks, 0.5).backward();
   }
   std::set<std::string> names;
   for (const auto& item : model.named_parameters()) {

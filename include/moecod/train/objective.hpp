@@ -91,13 +91,12 @@ class Responsibility : public torch::nn::Module {
   at::Tensor mean_, spread_, seen_;
 };
 
-/// The loss of a batch under a stage's objective. `share` is the part of the optimizer step that this batch makes up
-/// (1 / accumulation steps), `progress` the part of the stage that is done.
+/// The loss of a batch under a stage's objective, `progress` the part of the stage that is done.
 ///
 /// Shapes: y [N, 1, H, W] logits, target alike; returns []. Synchronises: never.
 template <class Output>
 at::Tensor total_loss(const Objective& objective, const Output& out, const OwnLosses& losses,
-                      Responsibility& responsibility, const at::Tensor& target, double progress, double share) {
+                      Responsibility& responsibility, const at::Tensor& target, double progress) {
   at::Tensor total = at::zeros({}, target.options().dtype(at::kFloat));
   const bool responsible = (objective.own > 0 || objective.answer > 0) && progress >= objective.from;
   at::Tensor r;
@@ -121,7 +120,7 @@ at::Tensor total_loss(const Objective& objective, const Output& out, const OwnLo
   if constexpr (requires { out.auxiliary_loss; }) {
     if (out.routing.logits.defined()) total = total + out.auxiliary_loss;
   }
-  return total * share;
+  return total;
 }
 
 }  // namespace moecod::train

@@ -1,8 +1,10 @@
 #pragma once
 #include <ATen/ops/cat.h>
+#include <nlohmann/json.hpp>
 #include <torch/nn/module.h>
 
-#include <map>
+#include <algorithm>
+#include <cstdio>
 #include <string>
 #include <vector>
 
@@ -32,6 +34,25 @@ struct Validation {
 
   int64_t best_expert() const {
     return std::max_element(experts.begin(), experts.end()) - experts.begin();
+  }
+
+  std::string summary() const {
+    char text[120];
+    std::snprintf(text, sizeof text, "validation IoU: best expert %.3f (%lld), ensemble %.3f",
+                  experts[std::size_t(best_expert())], static_cast<long long>(best_expert()), ensemble);
+    return text;
+  }
+
+  /// val_iou of each expert, the ensemble and the uniform mean; usage, max_violation and noise_floor, null where the
+  /// stage does not route.
+  void add_to(nlohmann::ordered_json& json, bool routed) const {
+    nlohmann::ordered_json& iou = json["val_iou"];
+    for (std::size_t e = 0; e < experts.size(); ++e) iou["expert_" + std::to_string(e)] = experts[e];
+    iou["ensemble"] = ensemble;
+    iou["uniform"] = uniform;
+    json["usage"] = routed ? nlohmann::ordered_json(routing.usage) : nullptr;
+    json["max_violation"] = routed ? nlohmann::ordered_json(routing.max_violation) : nullptr;
+    json["noise_floor"] = routed ? nlohmann::ordered_json(routing.noise_floor) : nullptr;
   }
 };
 
