@@ -5,21 +5,15 @@
 //   train_model_level_moe --stage 3 --data-root COD10K-v3 --load-experts-from checkpoints_moe/router_best.safetensors
 
 #include <CLI/CLI.hpp>
-#include <torch/cuda.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <iostream>
 #include <string>
 
 #include "examples/checkpoints.hpp"
 #include "examples/model_level_recipe.hpp"
+#include "examples/training_data.hpp"
 #include "moecod/backbone/keys.hpp"
-#include "moecod/data/dataset_split.hpp"
-#include "moecod/data/folder.hpp"
-#include "moecod/data/fresh.hpp"
-#include "moecod/data/hold_out.hpp"
-#include "moecod/data/photograph_folder.hpp"
 #include "moecod/train/model_level_task.hpp"
 #include "moecod/train/trainer.hpp"
 
@@ -33,19 +27,14 @@ struct ProgramOptions {
   int64_t stage = 1;
   int64_t expert_id = -1;
   std::string preset = "full";
-  std::string data_root;
   std::string checkpoint_dir = "./checkpoints_moe";
   std::vector<std::string> load_experts_from;
   std::string resume_from;
   std::string backbone_weights;
-  std::vector<std::string> photos;
-  int64_t fresh = 0;
-  double difficulty = 0.3;
-  double validation_share = 0.05;
-  int64_t max_bad = 10;
   int64_t router_warmup_epochs = 0;
   std::string device = "auto";
   bool use_ddp = false;
+  DataOptions data;
 
   static constexpr auto options = std::make_tuple(
       option(&ProgramOptions::stage, "stage", "1 experts, 2 router, 3 everything", between(1, 3)),
@@ -53,58 +42,17 @@ struct ProgramOptions {
              "stage 1: train this expert alone; the first trains the backbone too, the others keep it frozen",
              between(-1, Camo::num_experts - 1)),
       option(&ProgramOptions::preset, "preset", "settings to start from", choices("full", "demo")),
-      option(&ProgramOptions::data_root, "data-root", "data set: COD10K-v3, CAMO, or Imgs and GT"),
       option(&ProgramOptions::checkpoint_dir, "checkpoint-dir", "folder for checkpoints and metrics.jsonl"),
       option(&ProgramOptions::load_experts_from, "load-experts-from",
              "checkpoint of one expert, all experts, a router or a model; may repeat"),
       option(&ProgramOptions::resume_from, "resume-from", "checkpoint to continue, as <checkpoint-dir>/last_stage1"),
       option(&ProgramOptions::backbone_weights, "backbone-weights", "timm weights (.safetensors) of the backbone"),
-      option(&ProgramOptions::photos, "photos", "with --fresh: the photographs that the data set was made from"),
-      option(&ProgramOptions::fresh, "fresh", "generate this many new pictures an epoch; 0 to train on the files",
-             at_least(0)),
-      option(&ProgramOptions::difficulty, "difficulty", "of fresh pictures", between(0, 1)),
-      option(&ProgramOptions::validation_share, "validation-share",
-             "share of the training set to validate on, where the data set has no such part", between(0.001, 0.5)),
-      option(&ProgramOptions::max_bad, "max-bad", "unreadable pairs that are tolerated", at_least(0)),
       option(&ProgramOptions::router_warmup_epochs, "router-warmup-epochs",
              "stage 2: epochs in which the learning rate rises", at_least(0)),
       option(&ProgramOptions::device, "device", "where to train", choices("auto", "cpu", "cuda")),
-      option(&ProgramOptions::use_ddp, "use-ddp", "several processes under torchrun"));
+      option(&ProgramOptions::use_ddp, "use-ddp", "several processes under torchrun"),
+      nested(&ProgramOptions::data));
 };
-
-/// The value of a flag before the flags are parsed, since the preset changes the defaults of the others.
-std::string peek(int argc, char** argv, const std::string& flag, const std::string& otherwise) {
-  for (int i = 1; i < argc; ++i) {
-    const std::string word = argv[i];
-    if (word == flag && i + 1 < argc) return argv[i + 1];
-    if (word.starts_with(flag + "=")) return word.substr(flag.size() + 1);
-  }
-  return otherwise;
-}
-
-struct Data {
-  data::AnySource training, validation;
-};
-
-Data open_data(const ProgramOptions& program, const train::TrainerOptions& trainer) {
-  data::Records training = data::open(program.data_root, data::Split::Train), validation;
-  if (fs::exists(fs::path(program.data_root) / "Info" / "CAM_val.txt")) {
-    validation = data::open(program.data_root, data::Split::Validation);
-  } else {
-    std::tie(training, validation) =
-        data::hold_out(training, program.validation_share, static_cast<uint64_t>(trainer.seed));
-  }
-  const data::Folder::Options folder{.max_bad = program.max_bad};
-  data::AnySource validating(data::Folder(std::move(validation), folder));
-  if (program.fresh == 0) return {data::AnySource(data::Folder(std::move(training), folder)), std::move(validating)};
-  const data::PhotographFolder photographs =
-      data::read_photographs(std::vector<fs::path>(program.photos.begin(), program.photos.end()));
-  data::Generator generator(data::split_of_dataset(program.data_root, photographs.photographs).train,
-                            {.size = trainer.size, .difficulty = program.difficulty,
-                             .seed = 0xF4E5 + 31 * static_cast<uint64_t>(trainer.seed) +
-                                     1009 * static_cast<uint64_t>(program.stage)});
-  return {data::AnySource(data::Fresh(std::move(generator), program.fresh)), std::move(validating)};
-}
 
 /// Keeps the best weights of each kind, by a score of the validation set.
 class Best {
@@ -150,10 +98,8 @@ void offer_all(Best& best, const ProgramOptions& program, const train::EpochResu
 }
 
 void check(const ProgramOptions& program, const train::TrainerOptions& trainer) {
-  TORCH_CHECK(!program.data_root.empty(), "--data-root is missing: give the folder of a data set");
   TORCH_CHECK(trainer.size % 32 == 0 && trainer.small_size % 32 == 0,
               "--img-size and --small-size must be multiples of 32, got ", trainer.size, " and ", trainer.small_size);
-  TORCH_CHECK(program.fresh == 0 || !program.photos.empty(), "--fresh needs --photos");
   TORCH_CHECK(program.stage == 1 || program.expert_id < 0, "--expert-id is for stage 1 only");
   TORCH_CHECK(program.stage == 1 || !program.load_experts_from.empty() || !program.resume_from.empty(), "stage ",
               program.stage, " needs --load-experts-from: the experts of stage 1",
@@ -161,21 +107,19 @@ void check(const ProgramOptions& program, const train::TrainerOptions& trainer) 
   TORCH_CHECK(program.expert_id < 1 || !program.load_experts_from.empty() || !program.resume_from.empty(),
               "--expert-id ", program.expert_id,
               " trains on the shared backbone of expert 0: give it with --load-experts-from");
-  const char* world = std::getenv("WORLD_SIZE");
-  TORCH_CHECK(world == nullptr || std::atoi(world) <= 1, "WORLD_SIZE is ", world == nullptr ? "" : world,
-              ", but this build trains in one process");
+  check_single_process();
 }
 
 int run(const ProgramOptions& program, const CamoOptions& model_options, const RecipeOptions& recipe,
         train::TrainerOptions trainer_options) {
   check(program, trainer_options);
-  const bool cuda = program.device == "cuda" || (program.device == "auto" && torch::cuda::is_available());
-  const at::Device device = cuda ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
+  const at::Device device = device_named(program.device);
   if (program.stage == 2 && program.router_warmup_epochs > 0)
     trainer_options.warmup =
         std::min(1.0, double(program.router_warmup_epochs) / double(trainer_options.epochs));
+  const TrainingData sources =
+      open_training_data(program.data, trainer_options.size, trainer_options.seed, program.stage);
   fs::create_directories(program.checkpoint_dir);
-  const Data sources = open_data(program, trainer_options);
 
   at::manual_seed(static_cast<uint64_t>(trainer_options.seed));
   Camo model(camo_options(model_options));

@@ -11,6 +11,7 @@
 #include "moecod/backbone/pvt_v2.hpp"
 #include "moecod/backbone/swin.hpp"
 #include "moecod/core/autocast.hpp"
+#include "moecod/core/keep_modes.hpp"
 #include "moecod/core/options.hpp"
 #include "moecod/core/pyramid.hpp"
 #include "moecod/core/random_state.hpp"

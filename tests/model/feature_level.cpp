@@ -27,6 +27,8 @@
 #include "moecod/moe/router/position.hpp"
 #include "moecod/moe/select/top_k.hpp"
 #include "moecod/moe/swap.hpp"
+#include "moecod/train/feature_level_task.hpp"
+#include "moecod/train/stage.hpp"
 #include "tests/error_of.hpp"
 
 namespace {
@@ -162,6 +164,28 @@ TEST(FeatureLevel, CountsOfAllLevelsAreCommittedTogether) {
   for (const auto* policy : policies) EXPECT_EQ(policy->counts.sum().item<int64_t>(), 3 * 2);
   balance::commit(*model);
   for (const auto* policy : policies) EXPECT_EQ(policy->counts.sum().item<int64_t>(), 0);
+}
+
+TEST(FeatureLevelTask, DescribesUsageByItsSmallestAndLargestShare) {
+  EXPECT_STREQ(train::describe_usage({0.25, 0.25, 0.25, 0.25}), "ideal");
+  EXPECT_STREQ(train::describe_usage({0.21, 0.29, 0.25, 0.25}), "ideal");
+  EXPECT_STREQ(train::describe_usage({0.15, 0.35, 0.25, 0.25}), "good");
+  EXPECT_STREQ(train::describe_usage({0.05, 0.45, 0.25, 0.25}), "uneven");
+  EXPECT_STREQ(train::describe_usage({0.01, 0.49, 0.25, 0.25}), "collapsed");
+}
+
+TEST(FeatureLevelTask, ItsLossTrainsWhatTheStageTrainsAndNothingElse) {
+  using Task = train::FeatureLevelTask<Features>;
+  static_assert(train::task<Task>);
+  auto model = small<Features>();
+  train::Stage stage{.number = 1, .name = "frozen backbone", .trains = {"mixtures", "head"}};
+  train::enter(stage, *model);
+  EXPECT_FALSE(model->backbone->is_training());
+  EXPECT_TRUE(model->mixtures[0]->balance->is_training());
+  Task task(stage, at::kCPU, 1);
+  task.loss(0, *model, sample_images(), sample_masks(), task.draw(3), 0.0).backward();
+  for (const auto& item : model->named_parameters())
+    EXPECT_EQ(item.value().grad().defined(), !item.key().starts_with("backbone.")) << item.key();
 }
 
 TEST(UncertainLoss, DoubtCostsLessWhereTheMapIsWrongAndMoreWhereItIsRight) {

@@ -56,6 +56,18 @@ for key in expert_3 ensemble dense uniform random_top2 best_pair oracle alone; d
   grep -q "\"$key\"" report/summary.json || fail "no $key in summary.json"
 done
 
+# The feature level: two stages in one run, and a run that stops between and within them.
+feature=("$bin/train_feature_level_moe" --preset demo --data-root data --seed 2 --img-size 64 --head-width 8 --epochs 3
+         --stage1-epochs 1 --use-ema)
+"${feature[@]}" --checkpoint-dir feature > /dev/null 2>&1
+"${feature[@]}" --checkpoint-dir pieces --stop-after 1 > /dev/null 2>&1
+[ ! -e pieces/last_stage2.safetensors ] || fail "--stop-after 1 went on into the second stage"
+"${feature[@]}" --checkpoint-dir pieces --resume-from pieces/last_stage1 --stop-after 1 > /dev/null 2>&1
+"${feature[@]}" --checkpoint-dir pieces --resume-from pieces/last_stage2 > /dev/null 2>&1
+same feature/last_stage2.safetensors pieces/last_stage2.safetensors
+same feature/feature_best.safetensors pieces/feature_best.safetensors
+grep -q '"trained_usage"' feature/metrics_stage2.jsonl || fail "no usage in the feature level's log"
+
 # Bad input is refused by name.
 refuses "--data-root is missing" "$bin/train_model_level_moe" --stage 1
 refuses "stage 2 needs --load-experts-from" "${train[@]}" --stage 2
@@ -72,4 +84,7 @@ refuses "torch.load" "${train[@]}" --stage 1 --backbone-weights pvt.pth
 refuses "does not record a model" "$bin/predict" --checkpoint whole/last_stage1.resume.safetensors --input data --output m
 refuses "--data-root" "$bin/inspect" --checkpoint whole/ensemble_best.safetensors --output m
 refuses "missing" "$bin/predict" --checkpoint whole/expert_0_best.safetensors --input data/Test/Image --output m
+refuses "variant compiled is sparse" "${feature[@]}" --no-use-sparse-moe
+refuses "--moe-num-experts" "${feature[@]}" --moe-num-experts 4
+refuses "--stage1-epochs 5 is more than --epochs 3" "${feature[@]}" --stage1-epochs 5
 echo "pipeline: all checks passed"

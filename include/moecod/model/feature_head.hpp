@@ -34,6 +34,7 @@ struct FeatureHeadOptions {
   std::vector<int64_t> channels{64, 128, 320, 512};  ///< of the four levels, finest first; set by the model
   int64_t width = 64;                                ///< channels of the head, >= 8
   double initial_logit = -2;                         ///< where all maps start; objects are rare
+  bool deep_supervision = true;                      ///< the loss looks at the side maps as well
 };
 
 /// From the levels behind the mixtures to a map of the object.
@@ -48,7 +49,8 @@ struct FeatureHeadOptions {
 /// lateral is a 1x1, everything else 3x3 convolutions with batch normalisation and ReLU, `width` wide; a map is a 1x1
 /// convolution that starts at `initial_logit`. Parts left out by a template argument have no parameters and cost nothing.
 ///
-/// Loss, one value an image: the structure losses of logits and side maps, and loss::uncertain of m and d.
+/// Loss, one value an image: the structure losses of logits and, with deep supervision, side maps, and loss::uncertain of
+/// m and d.
 ///
 /// Shapes: P_i [B, channels[i-1], H/2^(i+1), W/2^(i+1)] and the image's H and W -> FeatureMaps. Synchronises: never.
 /// Errors: c10::Error on other shapes. Source: docs/sources.md, feature-level model.
@@ -126,7 +128,8 @@ class FeatureHead : public torch::nn::Module {
 
   at::Tensor loss(const Output& output, const at::Tensor& target) const {
     const at::Tensor weight = loss::structure_weight(target);
-    at::Tensor total = loss::deep_supervision(output.logits, output.side, target, [&](const auto& x, const auto& m) {
+    const std::vector<at::Tensor> side = options_.deep_supervision ? output.side : std::vector<at::Tensor>();
+    at::Tensor total = loss::deep_supervision(output.logits, side, target, [&](const auto& x, const auto& m) {
       return loss::structure(x, m, weight, loss::StructureForm::weighted_bce);
     });
     if constexpr (Uncertainty)

@@ -8,22 +8,14 @@
 #include <string>
 #include <vector>
 
-#include "moecod/core/walk.hpp"
+#include "moecod/core/keep_modes.hpp"
 #include "moecod/data/loader.hpp"
 #include "moecod/model/answers.hpp"
 #include "moecod/moe/monitor.hpp"
 #include "moecod/train/batch.hpp"
+#include "moecod/train/image_iou.hpp"
 
 namespace moecod::train {
-
-/// Intersection over union of each picture at the threshold 0.5 of the probability; 0 where both are empty, as in
-/// PySODMetrics. logits and masks [N, 1, H, W] -> [N] float32. Synchronises: never.
-inline at::Tensor image_iou(const at::Tensor& logits, const at::Tensor& masks) {
-  const at::Tensor p = logits.gt(0), m = masks.gt(0.5);
-  const at::Tensor both = p.logical_and(m).flatten(1).sum(1).to(at::kFloat);
-  const at::Tensor any = p.logical_or(m).flatten(1).sum(1).to(at::kFloat);
-  return both / any.clamp_min(1);
-}
 
 /// A model's score on a validation set.
 struct Validation {
@@ -60,10 +52,7 @@ struct Validation {
 /// Synchronises. Errors: what the loader throws.
 template <class Model, data::source Source>
 Validation validate(Model& model, data::Loader<Source>& loader, at::Device device) {
-  std::vector<std::pair<torch::nn::Module*, bool>> modes;
-  for_each_module(model, [&](const std::string&, torch::nn::Module& module) {
-    modes.emplace_back(&module, module.is_training());
-  });
+  const KeepModes keep(model);
   model.eval();
   Monitor monitor;
   std::vector<at::Tensor> rows;
@@ -83,8 +72,6 @@ Validation validate(Model& model, data::Loader<Source>& loader, at::Device devic
     const bool labelled = std::all_of(data.regimes.begin(), data.regimes.end(), [](int64_t r) { return r >= 0; });
     monitor.observe(answers.routing, labelled ? data.regimes : std::vector<int64_t>{});
   }
-  // train() reaches below a module; parents come before children, so that each ends in its own mode.
-  for (const auto& [module, training] : modes) module->train(training);
   TORCH_CHECK(!rows.empty(), "validate: the validation set gave no picture");
   const at::Tensor mean = at::cat(rows).mean(0).to(at::kCPU, at::kDouble);
   Validation out;

@@ -1,0 +1,166 @@
+#pragma once
+// The feature-level model that the programs train and use: its type, its options, its stages, and how a file records
+// them.
+
+#include <nlohmann/json.hpp>
+
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "moecod/backbone/any.hpp"
+#include "moecod/core/options.hpp"
+#include "moecod/expert/contrast.hpp"
+#include "moecod/expert/edge.hpp"
+#include "moecod/expert/frequency.hpp"
+#include "moecod/expert/texture.hpp"
+#include "moecod/io/weights.hpp"
+#include "moecod/model/feature_level.hpp"
+#include "moecod/moe/balance/ema_bias.hpp"
+#include "moecod/moe/dispatch/batched.hpp"
+#include "moecod/moe/experts/distinct.hpp"
+#include "moecod/moe/router/global_pool.hpp"
+#include "moecod/moe/select/top_k.hpp"
+#include "moecod/train/flags.hpp"
+#include "moecod/train/stage.hpp"
+#include "moecod/train/trainer_options.hpp"
+
+namespace moecod::examples {
+
+/// The variant compiled. For another number of experts or another policy, change these lines (with the include of the
+/// policy) and build again.
+using FeatureModel =
+    FeatureLevel<backbone::Any, Mixture<router::GlobalPool,
+                                        Distinct<expert::Texture<>, expert::Frequency<>, expert::Edge<>,
+                                                 expert::Contrast<>, expert::Texture<>, expert::Frequency<>>,
+                                        select::TopK<2>, balance::EmaBias, dispatch::Batched>>;
+
+/// What makes one model of that type differ from another.
+struct FeatureModelOptions {
+  std::string backbone = "pvt_v2_b2";
+  bool sparse = true;
+  int64_t num_experts = FeatureModel::num_experts;
+  int64_t top_k = FeatureModel::mixture_type::select_type::per_row;
+  int64_t head_width = FeatureHeadOptions().width;
+  double bias_rate = balance::EmaBias::Options().rate;
+  double bias_decay = balance::EmaBias::Options().decay;
+  bool deep_supervision = true;
+  bool gradient_checkpointing = false;
+
+  static constexpr auto options = std::make_tuple(
+      option(&FeatureModelOptions::backbone, "backbone", "timm's name of the backbone"),
+      option(&FeatureModelOptions::sparse, "use-sparse-moe", "the variant compiled is sparse"),
+      option(&FeatureModelOptions::num_experts, "moe-num-experts", "experts a level; the variant compiled has 6",
+             between(6, 6)),
+      option(&FeatureModelOptions::top_k, "moe-top-k", "experts an image; the variant compiled has 2", between(2, 2)),
+      option(&FeatureModelOptions::head_width, "head-width", "channels of the head", at_least(8)),
+      option(&FeatureModelOptions::bias_rate, "bias-rate", "step of the balancing bias, in logits", at_least(0)),
+      option(&FeatureModelOptions::bias_decay, "bias-decay", "decay of the usage that the bias follows",
+             between(0, 0.99999)),
+      option(&FeatureModelOptions::deep_supervision, "deep-supervision", "the loss looks at the side maps as well"),
+      option(&FeatureModelOptions::gradient_checkpointing, "gradient-checkpointing",
+             "compute activations anew in the backward pass instead of keeping them"));
+};
+
+/// Errors: c10::Error for a variant that is not compiled.
+inline FeatureModel::Options feature_options(const FeatureModelOptions& o) {
+  TORCH_CHECK(o.sparse, "--no-use-sparse-moe: the variant compiled is sparse; for a dense one make the selection of "
+                        "FeatureModel in examples/feature_model.hpp select::Dense and build again");
+  FeatureModel::Options out;
+  out.backbone.name = o.backbone;
+  out.mixture.balance.rate = o.bias_rate;
+  out.mixture.balance.decay = o.bias_decay;
+  out.head.width = o.head_width;
+  out.head.deep_supervision = o.deep_supervision;
+  out.recompute = o.gradient_checkpointing;
+  return out;
+}
+
+/// What the recipe leaves open.
+struct FeatureRecipe {
+  int64_t stage1_epochs = 40;
+  double stage2_rate = 0;
+  int64_t stage2_batch_size = 0;
+  double router_rate = 0.01;
+  bool progressive_unfreeze = false;
+
+  static constexpr auto options = std::make_tuple(
+      option(&FeatureRecipe::stage1_epochs, "stage1-epochs", "first epochs, with the backbone frozen", at_least(0)),
+      option(&FeatureRecipe::stage2_rate, "stage2-lr", "peak learning rate behind them; 0 for --lr", at_least(0)),
+      option(&FeatureRecipe::stage2_batch_size, "stage2-batch-size", "pictures a micro-batch behind them; 0 for "
+             "--batch-size", at_least(0)),
+      option(&FeatureRecipe::router_rate, "router-rate", "the routers' learning rate as a share of --lr", above(0)),
+      option(&FeatureRecipe::progressive_unfreeze, "progressive-unfreeze",
+             "let the backbone in from its last stage on: a tenth of the second part's epochs each for the last one and "
+             "the last two"));
+};
+
+/// A stage with the options of its trainer.
+struct FeatureStage {
+  train::Stage stage;
+  train::TrainerOptions trainer;
+};
+
+/// The stages of the two-stage recipe, in order: mixtures and head on a frozen backbone, then everything.
+inline std::vector<FeatureStage> feature_stages(const std::string& backbone, const FeatureRecipe& recipe,
+                                                const train::TrainerOptions& trainer) {
+  TORCH_CHECK(recipe.stage1_epochs <= trainer.epochs, "--stage1-epochs ", recipe.stage1_epochs,
+              " is more than --epochs ", trainer.epochs);
+  const std::vector<std::string> ours{"mixtures", "head"};
+  std::vector<FeatureStage> out;
+  const auto add = [&](const std::string& name, const std::vector<std::string>& backbone_parts, int64_t epochs) {
+    if (epochs == 0) return;
+    FeatureStage next{.stage = {.number = int64_t(out.size()) + 1, .name = name, .trains = ours}, .trainer = trainer};
+    next.stage.trains.insert(next.stage.trains.end(), backbone_parts.begin(), backbone_parts.end());
+    for (int64_t level = 0; level < 4; ++level)
+      next.stage.rate_factors.push_back({"mixtures." + std::to_string(level) + ".router", recipe.router_rate});
+    next.trainer.epochs = epochs;
+    if (!backbone_parts.empty()) {
+      if (recipe.stage2_rate > 0) next.trainer.learning_rate = recipe.stage2_rate;
+      if (recipe.stage2_batch_size > 0) next.trainer.batch_size = recipe.stage2_batch_size;
+    }
+    out.push_back(std::move(next));
+  };
+  add("frozen backbone", {}, recipe.stage1_epochs);
+  int64_t left = trainer.epochs - recipe.stage1_epochs;
+  if (recipe.progressive_unfreeze) {
+    const std::string list = backbone.starts_with("swin") ? "backbone.layers." : "backbone.stages.";
+    const int64_t tenth = left / 10;
+    add("the backbone's last stage", {list + "3"}, tenth);
+    add("the backbone's last two stages", {list + "2", list + "3"}, tenth);
+    left -= 2 * tenth;
+  }
+  add("everything", {"backbone"}, left);
+  return out;
+}
+
+/// Settings to start from: the guide's ("full"), or those that train in minutes on two cores ("demo").
+inline void apply_feature_preset(const std::string& preset, FeatureModelOptions& model, train::TrainerOptions& trainer,
+                                 FeatureRecipe& recipe) {
+  trainer.epochs = 200;
+  trainer.learning_rate = 2.5e-4;
+  trainer.size = 416;
+  trainer.optimizer.adamw.weight_decay = 1e-4;
+  if (preset == "full") return;
+  model.backbone = "pvt_v2_b0";
+  model.head_width = 24;
+  // Few steps: the bias must be able to travel, and the router to learn.
+  model.bias_rate = 0.05;
+  model.bias_decay = 0.9;
+  trainer.size = 96;
+  trainer.batch_size = 8;
+  trainer.epochs = 10;
+  trainer.learning_rate = 2e-3;
+  trainer.optimizer.adamw.beta2 = 0.98;
+  trainer.optimizer.adamw.weight_decay = 0.05;
+  trainer.optimizer.muon = {.ratio = 10, .iterations = 3};
+  trainer.workers = 1;
+  recipe.stage1_epochs = 1;
+  recipe.router_rate = 0.3;
+}
+
+/// The key under which a weights file records the options of a feature-level model, as JSON.
+inline constexpr const char* feature_model_key = "moecod.feature_model";
+
+}  // namespace moecod::examples

@@ -1,0 +1,94 @@
+#pragma once
+// What the trainers share: where their pictures come from, where they run, and flags that change defaults of others.
+
+#include <torch/cuda.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "moecod/core/options.hpp"
+#include "moecod/data/any_source.hpp"
+#include "moecod/data/dataset_split.hpp"
+#include "moecod/data/folder.hpp"
+#include "moecod/data/fresh.hpp"
+#include "moecod/data/hold_out.hpp"
+#include "moecod/data/photograph_folder.hpp"
+
+namespace moecod::examples {
+
+struct DataOptions {
+  std::string data_root;
+  std::vector<std::string> photos;
+  int64_t fresh = 0;
+  double difficulty = 0.3;
+  double validation_share = 0.05;
+  int64_t max_bad = 10;
+
+  static constexpr auto options = std::make_tuple(
+      option(&DataOptions::data_root, "data-root", "data set: COD10K-v3, CAMO, or Imgs and GT"),
+      option(&DataOptions::photos, "photos", "with --fresh: the photographs that the data set was made from"),
+      option(&DataOptions::fresh, "fresh", "generate this many new pictures an epoch; 0 to train on the files",
+             at_least(0)),
+      option(&DataOptions::difficulty, "difficulty", "of fresh pictures", between(0, 1)),
+      option(&DataOptions::validation_share, "validation-share",
+             "share of the training set to validate on, where the data set has no such part", between(0.001, 0.5)),
+      option(&DataOptions::max_bad, "max-bad", "unreadable pairs that are tolerated", at_least(0)));
+};
+
+struct TrainingData {
+  data::AnySource training, validation;
+};
+
+/// Opens the training and the validation part. Fresh pictures have `size` pixels a side; they differ by run seed and
+/// by stage. Errors: c10::Error that names the flag; what the readers throw.
+inline TrainingData open_training_data(const DataOptions& options, int64_t size, int64_t seed, int64_t stage) {
+  namespace fs = std::filesystem;
+  TORCH_CHECK(!options.data_root.empty(), "--data-root is missing: give the folder of a data set");
+  TORCH_CHECK(options.fresh == 0 || !options.photos.empty(), "--fresh needs --photos");
+  data::Records training = data::open(options.data_root, data::Split::Train), validation;
+  if (fs::exists(fs::path(options.data_root) / "Info" / "CAM_val.txt")) {
+    validation = data::open(options.data_root, data::Split::Validation);
+  } else {
+    std::tie(training, validation) =
+        data::hold_out(training, options.validation_share, static_cast<uint64_t>(seed));
+  }
+  const data::Folder::Options folder{.max_bad = options.max_bad};
+  data::AnySource validating(data::Folder(std::move(validation), folder));
+  if (options.fresh == 0) return {data::AnySource(data::Folder(std::move(training), folder)), std::move(validating)};
+  const data::PhotographFolder photographs =
+      data::read_photographs(std::vector<fs::path>(options.photos.begin(), options.photos.end()));
+  data::Generator generator(
+      data::split_of_dataset(options.data_root, photographs.photographs).train,
+      {.size = size, .difficulty = options.difficulty,
+       .seed = 0xF4E5 + 31 * static_cast<uint64_t>(seed) + 1009 * static_cast<uint64_t>(stage)});
+  return {data::AnySource(data::Fresh(std::move(generator), options.fresh)), std::move(validating)};
+}
+
+/// "auto", "cpu" or "cuda", the first GPU.
+inline at::Device device_named(const std::string& name) {
+  const bool cuda = name == "cuda" || (name == "auto" && torch::cuda::is_available());
+  return cuda ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
+}
+
+/// Errors: c10::Error under a launcher of several processes, for which the trainers are not made yet.
+inline void check_single_process() {
+  const char* world = std::getenv("WORLD_SIZE");
+  TORCH_CHECK(world == nullptr || std::atoi(world) <= 1, "WORLD_SIZE is ", world == nullptr ? "" : world,
+              ", but this build trains in one process");
+}
+
+/// The value of a flag before the flags are parsed, since it changes the defaults of others.
+inline std::string peek(int argc, char** argv, const std::string& flag, const std::string& otherwise) {
+  for (int i = 1; i < argc; ++i) {
+    const std::string word = argv[i];
+    if (word == flag && i + 1 < argc) return argv[i + 1];
+    if (word.starts_with(flag + "=")) return word.substr(flag.size() + 1);
+  }
+  return otherwise;
+}
+
+}  // namespace moecod::examples

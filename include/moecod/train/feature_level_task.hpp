@@ -1,0 +1,135 @@
+#pragma once
+#include <ATen/ops/cat.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "moecod/core/keep_modes.hpp"
+#include "moecod/moe/monitor.hpp"
+#include "moecod/train/batch.hpp"
+#include "moecod/train/image_iou.hpp"
+#include "moecod/train/task.hpp"
+
+namespace moecod::train {
+
+/// How evenly a level's experts are used: within 0.05 of an even share each, at least half of one, or else; collapsed
+/// where an expert gets less than a tenth of an even share.
+inline const char* describe_usage(const std::vector<double>& usage) {
+  const double even = 1.0 / double(usage.size());
+  const auto [least, most] = std::minmax_element(usage.begin(), usage.end());
+  if (*least < 0.1 * even) return "collapsed";
+  if (*least >= even - 0.05 && *most <= even + 0.05) return "ideal";
+  return *least >= 0.5 * even ? "good" : "uneven";
+}
+
+/// A feature-level model's score on a validation set, and how it routed in training and there.
+struct FeatureScore {
+  double iou = 0;                                 ///< mean IoU of the final map
+  std::vector<std::vector<double>> trained_usage;  ///< [levels][E] shares since the score before; empty without training
+  std::vector<Monitor::Report> levels;            ///< on the validation set, finest level first
+
+  std::string summary() const {
+    char text[64];
+    std::snprintf(text, sizeof text, "validation IoU %.3f | experts", iou);
+    std::string out = text;
+    for (std::size_t i = 0; i < levels.size(); ++i)
+      out += (i == 0 ? " " : ", ") + std::string(describe_usage(trained_usage.empty() ? levels[i].usage : trained_usage[i]));
+    return out;
+  }
+
+  /// val_iou.ensemble; levels: usage in training, its description, usage, max_violation and noise_floor in validation.
+  void add_to(nlohmann::ordered_json& json, bool routed) const {
+    json["val_iou"] = {{"ensemble", iou}};
+    if (!routed) return;
+    for (std::size_t i = 0; i < levels.size(); ++i) {
+      nlohmann::ordered_json level{{"usage", levels[i].usage},
+                                   {"max_violation", levels[i].max_violation},
+                                   {"noise_floor", levels[i].noise_floor},
+                                   {"entropy", levels[i].entropy}};
+      if (!trained_usage.empty()) {
+        level["trained_usage"] = trained_usage[i];
+        level["balance"] = describe_usage(trained_usage[i]);
+      }
+      json["levels"].push_back(std::move(level));
+    }
+  }
+};
+
+/// Training of a FeatureLevel: the head's loss and, with a policy that has one, the levels' auxiliary losses.
+/// Concept moecod::train::task.
+template <class Model>
+class FeatureLevelTask {
+ public:
+  using model_type = Model;
+  using score_type = FeatureScore;
+
+  FeatureLevelTask(const Stage&, at::Device device, int64_t replicas)
+      : device_(device), counts_(std::size_t(replicas)) {}
+
+  std::monostate draw(int64_t) { return {}; }
+
+  at::Tensor loss(int64_t replica, Model& model, const at::Tensor& images, const at::Tensor& masks, std::monostate,
+                  double) {
+    const auto out = model.forward(images);
+    count(counts_[std::size_t(replica)], out.routing);
+    at::Tensor total = model.head->loss(out.maps, masks).mean();
+    if constexpr (requires { out.auxiliary_loss; }) total = total + out.auxiliary_loss;
+    return total;
+  }
+
+  FeatureScore score(Model& model, data::Loader<data::AnySource>& loader) {
+    FeatureScore out;
+    out.trained_usage = take_usage();
+    const KeepModes keep(model);
+    const at::NoGradGuard no_grad;
+    model.eval();
+    std::vector<Monitor> monitors;
+    std::vector<at::Tensor> iou;
+    loader.start(0);
+    while (auto batch = loader.next()) {
+      const DeviceBatch data = to_device(std::move(*batch), device_);
+      const auto answer = model.forward(data.images);
+      iou.push_back(image_iou(answer.maps.logits, data.masks));
+      monitors.resize(answer.routing.size());
+      for (std::size_t i = 0; i < monitors.size(); ++i) monitors[i].observe(answer.routing[i]);
+    }
+    TORCH_CHECK(!iou.empty(), "FeatureLevelTask: the validation set gave no picture");
+    out.iou = at::cat(iou).mean().template item<double>();
+    for (const Monitor& monitor : monitors) out.levels.push_back(monitor.report());
+    return out;
+  }
+
+  /// Nothing: usage begins anew with every score, and runs are resumed behind one.
+  StateDict state() const { return {}; }
+
+ private:
+  static void count(std::vector<at::Tensor>& counts, const std::vector<Routing>& routing) {
+    const at::NoGradGuard no_grad;
+    if (counts.empty())
+      for (const Routing& level : routing) counts.push_back(at::zeros_like(level.counts));
+    for (std::size_t i = 0; i < routing.size(); ++i) counts[i].add_(routing[i].counts);
+  }
+
+  /// The shares of each level's experts over all replicas; starts anew.
+  std::vector<std::vector<double>> take_usage() {
+    std::vector<std::vector<double>> out;
+    for (std::size_t i = 0; i < counts_.front().size(); ++i) {
+      at::Tensor total = counts_.front()[i].to(at::kDouble);
+      for (std::size_t r = 1; r < counts_.size(); ++r) total = total + counts_[r][i];
+      const at::Tensor share = (total / total.sum().clamp_min(1)).to(at::kCPU);
+      out.emplace_back(share.template const_data_ptr<double>(), share.template const_data_ptr<double>() + share.numel());
+    }
+    for (auto& counts : counts_) counts.clear();
+    return out;
+  }
+
+  at::Device device_;
+  std::vector<std::vector<at::Tensor>> counts_;  // [replicas][levels], each [E] int64
+};
+
+}  // namespace moecod::train
