@@ -14,6 +14,8 @@
 #include "moecod/moe/balance/switch.hpp"
 #include "moecod/moe/swap.hpp"
 #include "moecod/train/batch.hpp"
+#include "moecod/train/objective.hpp"
+#include "moecod/train/replicas.hpp"
 #include "moecod/train/validate.hpp"
 
 namespace {
