@@ -1,5 +1,5 @@
 #pragma once
-// The feature-level model that the programs train and use: its type, its options, its stages, and how a file records
+// The feature-level model that the program trains: its type, its options, its stages, and how a file records
 // them.
 
 #include <nlohmann/json.hpp>
@@ -120,6 +120,9 @@ inline std::vector<FeatureStage> feature_stages(const std::string& backbone, con
       if (recipe.stage2_rate > 0) next.trainer.learning_rate = recipe.stage2_rate;
       if (recipe.stage2_batch_size > 0) next.trainer.batch_size = recipe.stage2_batch_size;
     }
+    // Here and not when its turn comes, hours later.
+    TORCH_CHECK(next.trainer.batch_size % next.trainer.replicas == 0, "the batch size of '", name, "', ",
+                next.trainer.batch_size, ", must be a multiple of --replicas ", next.trainer.replicas);
     out.push_back(std::move(next));
   };
   add("frozen backbone", {}, recipe.stage1_epochs);

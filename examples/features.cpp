@@ -31,7 +31,8 @@ void run(const backbone::Any::Options& options, const std::string& weights, cons
   at::NoGradGuard no_grad;
   const auto model = backbone::Any::make(options);
   model->eval();
-  const auto report = io::load_state(*model, io::read_state(weights), {.rename = backbone::timm_key});
+  const StateDict state = io::read_state(weights);
+  const auto report = io::load_state(*model, state, {.rename = backbone::timm_keys(state)});
   std::printf("loaded %zu tensors, ignored %zu of the classifier\n", report.loaded.size(), report.ignored.size());
   StateDict levels;
   for (const at::Tensor& level : model->forward(read_images(input)))
@@ -48,7 +49,7 @@ int main(int argc, char** argv) {
   app.add_option("--backbone", options.name, "timm's name")
       ->check(CLI::IsMember(backbone::Any::names()))
       ->capture_default_str();
-  app.add_option("--weights", weights, "safetensors file, with timm's names or the original PVT release's")->required();
+  app.add_option("--weights", weights, "safetensors file, with timm's names or those of the original releases of PVT, Swin or ConvNeXt")->required();
   app.add_option("--input", input, "safetensors file with `images` [B, 3, H, W]")->required();
   app.add_option("--output", output, "safetensors file to write")->required();
   CLI11_PARSE(app, argc, argv);

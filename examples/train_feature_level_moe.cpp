@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
 #include <filesystem>
 #include <iostream>
 #include <optional>
@@ -95,15 +96,17 @@ int64_t run_stage(FeatureModel& model, const FeatureModelOptions& options, const
 
 int run(const ProgramOptions& program, const FeatureModelOptions& options, const FeatureRecipe& recipe,
         const train::TrainerOptions& trainer) {
-  check_single_process();
+  check_single_process(program.use_ddp);
   TORCH_CHECK(trainer.size % 32 == 0 && trainer.small_size % 32 == 0,
               "--img-size and --small-size must be multiples of 32, got ", trainer.size, " and ", trainer.small_size);
   const std::vector<FeatureStage> stages = feature_stages(options.backbone, recipe, trainer);
   const at::Device device = device_named(program.device);
   at::manual_seed(static_cast<uint64_t>(trainer.seed));
   FeatureModel model(feature_options(options));
-  if (!program.backbone_weights.empty())
-    io::load_state(*model.backbone, io::read_state(program.backbone_weights), {.rename = backbone::timm_key});
+  if (!program.backbone_weights.empty()) {
+    const StateDict weights = io::read_state(program.backbone_weights);
+    io::load_state(*model.backbone, weights, {.rename = backbone::timm_keys(weights)});
+  }
   std::optional<train::Checkpoint> resumed;
   nlohmann::ordered_json best;
   int64_t first = 1;

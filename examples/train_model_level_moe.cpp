@@ -107,7 +107,7 @@ void check(const ProgramOptions& program, const train::TrainerOptions& trainer) 
   TORCH_CHECK(program.expert_id < 1 || !program.load_experts_from.empty() || !program.resume_from.empty(),
               "--expert-id ", program.expert_id,
               " trains on the shared backbone of expert 0: give it with --load-experts-from");
-  check_single_process();
+  check_single_process(program.use_ddp);
 }
 
 int run(const ProgramOptions& program, const CamoOptions& model_options, const RecipeOptions& recipe,
@@ -123,8 +123,10 @@ int run(const ProgramOptions& program, const CamoOptions& model_options, const R
 
   at::manual_seed(static_cast<uint64_t>(trainer_options.seed));
   Camo model(camo_options(model_options));
-  if (!program.backbone_weights.empty())
-    io::load_state(*model.backbone, io::read_state(program.backbone_weights), {.rename = backbone::timm_key});
+  if (!program.backbone_weights.empty()) {
+    const StateDict weights = io::read_state(program.backbone_weights);
+    io::load_state(*model.backbone, weights, {.rename = backbone::timm_keys(weights)});
+  }
   std::set<std::string> found;
   if (!program.load_experts_from.empty()) found = load_parts(model, model_options, program.load_experts_from);
   TORCH_CHECK(program.expert_id < 1 || found.contains("backbone") || !program.resume_from.empty(), "--expert-id ",

@@ -74,8 +74,9 @@ inline at::Device device_named(const std::string& name) {
   return cuda ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
 }
 
-/// Errors: c10::Error under a launcher of several processes, for which the trainers are not made yet.
-inline void check_single_process() {
+/// Errors: c10::Error if several processes are asked for, by flag or launcher; the trainers are not made for them yet.
+inline void check_single_process(bool use_ddp) {
+  TORCH_CHECK(!use_ddp, "--use-ddp: this build trains in one process");
   const char* world = std::getenv("WORLD_SIZE");
   TORCH_CHECK(world == nullptr || std::atoi(world) <= 1, "WORLD_SIZE is ", world == nullptr ? "" : world,
               ", but this build trains in one process");

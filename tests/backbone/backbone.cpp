@@ -212,6 +212,48 @@ TEST(Keys, NamesOfPublishedFilesBecomeTimms) {
     EXPECT_EQ(backbone::timm_key(ignored), std::nullopt) << ignored;
 }
 
+TEST(Keys, OldFilesOfSwinAreKnownByTheirFirstDownsampling) {
+  const StateDict old{{"layers.0.downsample.norm.bias", {}}, {"layers.2.downsample.reduction.weight", {}}};
+  const auto rename = backbone::timm_keys(old);
+  EXPECT_EQ(rename("layers.0.downsample.norm.bias"), "layers.1.downsample.norm.bias");
+  EXPECT_EQ(rename("layers.2.downsample.reduction.weight"), "layers.3.downsample.reduction.weight");
+  EXPECT_EQ(rename("layers.2.blocks.0.norm1.bias"), "layers.2.blocks.0.norm1.bias");
+  const auto same = backbone::timm_keys({{"layers.1.downsample.norm.bias", {}}});
+  EXPECT_EQ(same("layers.1.downsample.norm.bias"), "layers.1.downsample.norm.bias");
+}
+
+TEST(Swin, OneModelTakesImagesOfChangingSizes) {
+  torch::manual_seed(5);
+  backbone::SwinTiny model;
+  model.eval();
+  const at::NoGradGuard no_grad;
+  const at::Tensor small = at::randn({1, 3, 64, 64}), large = at::randn({1, 3, 256, 320});
+  const Pyramid first = model.forward(small);
+  const Pyramid other = model.forward(large);
+  EXPECT_EQ(other[3].sizes(), (std::vector<int64_t>{1, 768, 8, 10}));
+  const Pyramid again = model.forward(small);
+  for (std::size_t i = 0; i < 4; ++i) EXPECT_TRUE(at::equal(first[i], again[i])) << i;
+}
+
+TEST(Backbones, AreFloat64WhereTheyAreAskedToBe) {
+  for (const char* name : {"edgenext_small", "swin_tiny_patch4_window7_224", "convnext_tiny"}) {
+    torch::manual_seed(6);
+    const auto model = backbone::Any::make({.name = name, .drop_path = 0.2});
+    const at::NoGradGuard no_grad;
+    const at::Tensor images = at::randn({2, 3, 64, 64});
+    model->eval();
+    const Pyramid single = model->forward(images);
+    model->to(at::kDouble);
+    const Pyramid exact = model->forward(images.to(at::kDouble));
+    for (std::size_t i = 0; i < 4; ++i) {
+      ASSERT_EQ(exact[i].scalar_type(), at::kDouble);
+      EXPECT_LT((single[i] - exact[i]).abs().max().item<double>(), 1e-3 * exact[i].abs().max().item<double>()) << name;
+    }
+    model->train();  // with drop path, another answer every time
+    EXPECT_FALSE(at::equal(model->forward(images.to(at::kDouble))[3], model->forward(images.to(at::kDouble))[3])) << name;
+  }
+}
+
 // The router.
 
 const std::vector<int64_t> b2_channels{64, 128, 320, 512};

@@ -121,6 +121,13 @@ TEST(FeatureLevel, TheHeadGivesItsMapsInTheirOrder) {
   EXPECT_EQ(out.maps.doubted.sizes(), out.maps.deviation.sizes());
 }
 
+TEST(FeatureLevel, TheHeadRefusesLevelsOfAnotherImage) {
+  FeatureHead<> head({.channels = {4, 8, 8, 8}, .width = 8});
+  const Pyramid levels{at::zeros({1, 4, 16, 16}), at::zeros({1, 8, 8, 8}), at::zeros({1, 8, 4, 4}), at::zeros({1, 8, 2, 2})};
+  EXPECT_EQ(head.forward(levels, 64, 64).logits.sizes(), (std::vector<int64_t>{1, 1, 64, 64}));
+  EXPECT_NE(test::error_of([&] { head.forward(levels, 64, 96); }).find("must be 16 x 24"), std::string::npos);
+}
+
 TEST(FeatureLevel, ImagesAreIndependentInEvaluationAndRecomputationChangesNothing) {
   auto model = small<Features>();
   model->eval();

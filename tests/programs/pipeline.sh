@@ -85,6 +85,7 @@ refuses "does not record a model" "$bin/predict" --checkpoint whole/last_stage1.
 refuses "--data-root" "$bin/inspect" --checkpoint whole/ensemble_best.safetensors --output m
 refuses "missing" "$bin/predict" --checkpoint whole/expert_0_best.safetensors --input data/Test/Image --output m
 refuses "variant compiled is sparse" "${feature[@]}" --no-use-sparse-moe
+refuses "--use-ddp" "${feature[@]}" --use-ddp
 refuses "--moe-num-experts" "${feature[@]}" --moe-num-experts 4
 refuses "--stage1-epochs 5 is more than --epochs 3" "${feature[@]}" --stage1-epochs 5
 echo "pipeline: all checks passed"

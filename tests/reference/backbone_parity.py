@@ -124,10 +124,11 @@ def original_convnext_name(key):
 
 
 def old_swin_state(state):
-    """With what files of Swin held besides weights."""
-    extra = {"layers.0.blocks.1.attn_mask": torch.zeros(64, 49, 49),
-             "layers.0.blocks.0.attn.relative_position_index": torch.zeros(49, 49, dtype=torch.int64)}
-    return dict(state) | extra
+    """As older files of Swin have it: downsampling at the end of the stage before, masks and indices beside weights."""
+    old = {re.sub(r"^layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", k): v
+           for k, v in state.items()}
+    return old | {"layers.0.blocks.1.attn_mask": torch.zeros(64, 49, 49),
+                  "layers.0.blocks.0.attn.relative_position_index": torch.zeros(49, 49, dtype=torch.int64)}
 
 
 def check_names(program):

@@ -3,12 +3,30 @@
 #include <torch/nn/module.h>
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "moecod/core/pyramid.hpp"
+#include "moecod/core/recompute.hpp"
 #include "moecod/moe/kind.hpp"
 
 namespace moecod::backbone {
+
+/// Settings of the backbones here.
+struct Options {
+  /// Drop-path rate of the last block, in [0, 1); earlier blocks get linearly less, the first none.
+  double drop_path = 0.0;
+};
+
+/// x through blocks, one after the other; with `recompute` their activations are computed anew in the backward pass.
+template <class Block>
+at::Tensor run_blocks(const std::vector<std::shared_ptr<Block>>& blocks, at::Tensor x, bool recompute) {
+  for (const auto& block : blocks) {
+    const auto run = [block](const at::Tensor& t) { return block->forward(t); };
+    x = recompute ? moecod::recompute(run, x, block->parameters()) : run(x);
+  }
+  return x;
+}
 
 /// A network that makes a pyramid of feature maps from images; every backbone derives from it.
 ///

@@ -8,7 +8,6 @@
 #include "moecod/backbone/backbone.hpp"
 #include "moecod/backbone/conv_next_block.hpp"
 #include "moecod/backbone/initial.hpp"
-#include "moecod/core/recompute.hpp"
 
 namespace moecod::backbone {
 
@@ -35,23 +34,12 @@ class Stage : public torch::nn::Module {
 
   /// With `recompute` the blocks' activations are computed anew in the backward pass.
   at::Tensor forward(const at::Tensor& x, bool recompute) {
-    at::Tensor y = downsample_ ? downsample_->forward(x) : x;
-    for (const auto& block : blocks_) {
-      const auto run = [block](const at::Tensor& t) { return block->forward(t); };
-      y = recompute ? moecod::recompute(run, y, block->parameters()) : run(y);
-    }
-    return y;
+    return run_blocks(blocks_, downsample_ ? downsample_->forward(x) : x, recompute);
   }
 
  private:
   std::shared_ptr<PatchDownsample> downsample_;
   std::vector<std::shared_ptr<ConvNextBlock>> blocks_;
-};
-
-/// Settings of every variant.
-struct Options {
-  /// Drop-path rate of the last block, in [0, 1); earlier blocks get linearly less, the first none.
-  double drop_path = 0.0;
 };
 
 }  // namespace convnext
@@ -62,10 +50,10 @@ struct Options {
 /// 4, 8, 16, 32. The levels are the stages' outputs, without a norm, as timm's features_only gives them.
 /// Parameters carry timm's names and initial values: weights normal with deviation 0.02, biases 0, gamma 1e-6.
 /// Synchronises: never. Errors: c10::Error for images of other shapes, or drop_path outside [0, 1).
-/// Source: Liu et al. 2022, A ConvNet for the 2020s, arXiv 2201.03545; numerically identical to timm 1.0.29.
+/// Source: Liu et al. 2022, A ConvNet for the 2020s, arXiv 2201.03545; equal to timm 1.0.29 within 1e-5 (tests/reference).
 class ConvNext : public Backbone {
  public:
-  ConvNext(const convnext::Variant& variant, const convnext::Options& options) : variant_(variant) {
+  ConvNext(const convnext::Variant& variant, const Options& options) : variant_(variant) {
     const auto rates = drop_path_rates("ConvNext", options.drop_path, variant.depths);
     stem_ = register_module("stem", std::make_shared<PatchStem>(variant.dims[0]));
     const auto list = register_module("stages", std::make_shared<torch::nn::Module>());
@@ -96,19 +84,19 @@ class ConvNext : public Backbone {
 
 struct ConvNextTiny : ConvNext {
   static constexpr const char* name = "convnext_tiny";
-  using Options = convnext::Options;
+  using Options = backbone::Options;
   explicit ConvNextTiny(const Options& options = {}) : ConvNext({}, options) {}
 };
 
 struct ConvNextSmall : ConvNext {
   static constexpr const char* name = "convnext_small";
-  using Options = convnext::Options;
+  using Options = backbone::Options;
   explicit ConvNextSmall(const Options& options = {}) : ConvNext({.depths = {3, 3, 27, 3}}, options) {}
 };
 
 struct ConvNextBase : ConvNext {
   static constexpr const char* name = "convnext_base";
-  using Options = convnext::Options;
+  using Options = backbone::Options;
   explicit ConvNextBase(const Options& options = {})
       : ConvNext({.dims = {128, 256, 512, 1024}, .depths = {3, 3, 27, 3}}, options) {}
 };

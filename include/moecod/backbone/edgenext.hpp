@@ -19,7 +19,6 @@
 #include "moecod/backbone/backbone.hpp"
 #include "moecod/backbone/conv_next_block.hpp"
 #include "moecod/backbone/initial.hpp"
-#include "moecod/core/recompute.hpp"
 
 namespace moecod::backbone {
 
@@ -160,8 +159,8 @@ class Stage : public torch::nn::Module {
     for (std::size_t j = 0; j < drop_rates.size(); ++j) {
       const std::string name = std::to_string(j);
       if (stage > 0 && j + 1 == drop_rates.size()) {
-        attention_ = list->register_module(
-            name, std::make_shared<SplitTransposeBlock>(dim, scales[stage], stage == 1, drop_rates[j]));
+        attention_.push_back(list->register_module(
+            name, std::make_shared<SplitTransposeBlock>(dim, scales[stage], stage == 1, drop_rates[j])));
       } else {
         blocks_.push_back(
             list->register_module(name, std::make_shared<ConvNextBlock>(dim, kernels[stage], drop_rates[j])));
@@ -171,26 +170,14 @@ class Stage : public torch::nn::Module {
 
   /// With `recompute` the blocks' activations are computed anew in the backward pass.
   at::Tensor forward(const at::Tensor& x, bool recompute) {
-    at::Tensor y = downsample_ ? downsample_->forward(x) : x;
-    const auto through = [&](const auto& block) {
-      const auto run = [block](const at::Tensor& t) { return block->forward(t); };
-      y = recompute ? moecod::recompute(run, y, block->parameters()) : run(y);
-    };
-    for (const auto& block : blocks_) through(block);
-    if (attention_) through(attention_);
-    return y;
+    const at::Tensor y = run_blocks(blocks_, downsample_ ? downsample_->forward(x) : x, recompute);
+    return run_blocks(attention_, y, recompute);
   }
 
  private:
   std::shared_ptr<PatchDownsample> downsample_;
   std::vector<std::shared_ptr<ConvNextBlock>> blocks_;
-  std::shared_ptr<SplitTransposeBlock> attention_;
-};
-
-/// Settings of every variant.
-struct Options {
-  /// Drop-path rate of the last block, in [0, 1); earlier blocks get linearly less, the first none.
-  double drop_path = 0.0;
+  std::vector<std::shared_ptr<SplitTransposeBlock>> attention_;  // one, or in the first stage none
 };
 
 }  // namespace edgenext
@@ -201,10 +188,10 @@ struct Options {
 /// 4, 8, 16, 32. The levels are the stages' outputs, without a norm, as timm's features_only gives them.
 /// Parameters carry timm's names and initial values: weights normal with deviation 0.02, biases 0, gammas 1e-6.
 /// Synchronises: never. Errors: c10::Error for images of other shapes, or drop_path outside [0, 1).
-/// Source: Maaz et al. 2022, EdgeNeXt, arXiv 2206.10589; numerically identical to timm 1.0.29.
+/// Source: Maaz et al. 2022, EdgeNeXt, arXiv 2206.10589; equal to timm 1.0.29 within 1e-5 (tests/reference).
 class EdgeNext : public Backbone {
  public:
-  EdgeNext(const edgenext::Variant& variant, const edgenext::Options& options) : variant_(variant) {
+  EdgeNext(const edgenext::Variant& variant, const Options& options) : variant_(variant) {
     const auto rates = drop_path_rates("EdgeNext", options.drop_path, variant.depths);
     stem_ = register_module("stem", std::make_shared<PatchStem>(variant.dims[0]));
     const auto list = register_module("stages", std::make_shared<torch::nn::Module>());
@@ -235,13 +222,13 @@ class EdgeNext : public Backbone {
 
 struct EdgeNextSmall : EdgeNext {
   static constexpr const char* name = "edgenext_small";
-  using Options = edgenext::Options;
+  using Options = backbone::Options;
   explicit EdgeNextSmall(const Options& options = {}) : EdgeNext({}, options) {}
 };
 
 struct EdgeNextBase : EdgeNext {
   static constexpr const char* name = "edgenext_base";
-  using Options = edgenext::Options;
+  using Options = backbone::Options;
   explicit EdgeNextBase(const Options& options = {}) : EdgeNext({.dims = {80, 160, 288, 584}}, options) {}
 };
 

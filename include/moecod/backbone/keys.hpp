@@ -1,7 +1,11 @@
 #pragma once
+#include <algorithm>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
+
+#include "moecod/core/state.hpp"
 
 namespace moecod::backbone {
 
@@ -43,7 +47,7 @@ inline std::string convnext_release_key(std::string key) {
 /// - the original ConvNeXt release: downsample_layers.0 -> stem, downsample_layers.i -> stages.i.downsample;
 ///   stages.i.j -> stages.i.blocks.j; dwconv, pwconv1, pwconv2 -> conv_dw, mlp.fc1, mlp.fc2
 /// Ignored: head.*; norm.*, which only the classifier of Swin and ConvNeXt reads; Swin's attn_mask and
-/// relative_position_index, which follow from the sizes. Use as io::LoadOptions::rename.
+/// relative_position_index, which follow from the sizes. For a whole file use timm_keys.
 inline std::optional<std::string> timm_key(const std::string& key) {
   using detail::is_digit, detail::stage_name;
   if (key.starts_with("head.") || key.starts_with("norm.")) return std::nullopt;
@@ -64,6 +68,20 @@ inline std::optional<std::string> timm_key(const std::string& key) {
   const std::string_view twice = "dwconv.dwconv";
   if (const auto at = out.find(twice); at != std::string::npos) out.replace(at, twice.size(), "dwconv");
   return out;
+}
+
+/// timm_key for the names of one file, as io::LoadOptions::rename. Files of Swin older than timm 0.9, those of the original
+/// release among them, name the downsampling before stage i + 1 as the end of stage i; such a file is known by its
+/// layers.0.downsample, and its stages are counted on.
+inline std::function<std::optional<std::string>(const std::string&)> timm_keys(const StateDict& state) {
+  const auto is_old = [](const auto& entry) { return timm_key(entry.first).value_or("").starts_with("layers.0.downsample."); };
+  if (std::none_of(state.begin(), state.end(), is_old)) return timm_key;
+  return [](const std::string& key) {
+    std::optional<std::string> out = timm_key(key);
+    const std::string_view layers = "layers.";
+    if (out && out->starts_with(layers) && out->find(".downsample.") == layers.size() + 1) ++(*out)[layers.size()];
+    return out;
+  };
 }
 
 }  // namespace moecod::backbone

@@ -182,12 +182,6 @@ class Stage : public torch::nn::Module {
   std::shared_ptr<layers::LayerNorm<>> norm_;
 };
 
-/// Settings of every variant.
-struct Options {
-  /// Drop-path rate of the last block, in [0, 1); earlier blocks get linearly less, the first none.
-  double drop_path = 0.0;
-};
-
 }  // namespace pvt_v2
 
 /// Pyramid vision transformer v2: four stages of overlapping patches and transformer blocks whose attention reads
@@ -201,7 +195,7 @@ struct Options {
 /// Source: Wang et al. 2022, PVT v2, arXiv 2106.13797; numerically identical to timm 1.0.29 (tests/reference).
 class PvtV2 : public Backbone {
  public:
-  PvtV2(const pvt_v2::Variant& variant, const pvt_v2::Options& options) : variant_(variant) {
+  PvtV2(const pvt_v2::Variant& variant, const Options& options) : variant_(variant) {
     TORCH_CHECK(options.drop_path >= 0.0 && options.drop_path < 1.0, "PvtV2: drop_path must be in [0, 1), got ",
                 options.drop_path);
     patch_embed_ = register_module("patch_embed", std::make_shared<pvt_v2::PatchEmbed>(3, variant.dims[0], 7, 4));
@@ -247,44 +241,44 @@ class PvtV2 : public Backbone {
 
 struct PvtV2B0 : PvtV2 {
   static constexpr const char* name = "pvt_v2_b0";
-  using Options = pvt_v2::Options;
+  using Options = backbone::Options;
   explicit PvtV2B0(const Options& options = {})
       : PvtV2({.dims = {32, 64, 160, 256}, .depths = {2, 2, 2, 2}}, options) {}
 };
 
 struct PvtV2B1 : PvtV2 {
   static constexpr const char* name = "pvt_v2_b1";
-  using Options = pvt_v2::Options;
+  using Options = backbone::Options;
   explicit PvtV2B1(const Options& options = {}) : PvtV2({.depths = {2, 2, 2, 2}}, options) {}
 };
 
 struct PvtV2B2 : PvtV2 {
   static constexpr const char* name = "pvt_v2_b2";
-  using Options = pvt_v2::Options;
+  using Options = backbone::Options;
   explicit PvtV2B2(const Options& options = {}) : PvtV2({}, options) {}
 };
 
 struct PvtV2B2Li : PvtV2 {
   static constexpr const char* name = "pvt_v2_b2_li";
-  using Options = pvt_v2::Options;
+  using Options = backbone::Options;
   explicit PvtV2B2Li(const Options& options = {}) : PvtV2({.linear = true}, options) {}
 };
 
 struct PvtV2B3 : PvtV2 {
   static constexpr const char* name = "pvt_v2_b3";
-  using Options = pvt_v2::Options;
+  using Options = backbone::Options;
   explicit PvtV2B3(const Options& options = {}) : PvtV2({.depths = {3, 4, 18, 3}}, options) {}
 };
 
 struct PvtV2B4 : PvtV2 {
   static constexpr const char* name = "pvt_v2_b4";
-  using Options = pvt_v2::Options;
+  using Options = backbone::Options;
   explicit PvtV2B4(const Options& options = {}) : PvtV2({.depths = {3, 8, 27, 3}}, options) {}
 };
 
 struct PvtV2B5 : PvtV2 {
   static constexpr const char* name = "pvt_v2_b5";
-  using Options = pvt_v2::Options;
+  using Options = backbone::Options;
   explicit PvtV2B5(const Options& options = {})
       : PvtV2({.depths = {3, 6, 40, 3}, .mlp_ratios = {4, 4, 4, 4}}, options) {}
 };

@@ -1,6 +1,7 @@
 #pragma once
 #include <ATen/ops/arange.h>
 #include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/index.h>
 #include <ATen/ops/roll.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/where.h>
@@ -16,7 +17,6 @@
 #include "moecod/backbone/drop_path.hpp"
 #include "moecod/backbone/gelu_mlp.hpp"
 #include "moecod/backbone/initial.hpp"
-#include "moecod/core/recompute.hpp"
 #include "moecod/layers/norm.hpp"
 
 namespace moecod::backbone {
@@ -76,7 +76,8 @@ class WindowAttention : public torch::nn::Module {
   at::Tensor forward(const at::Tensor& x, const at::Tensor& mask) {
     const int64_t windows = x.size(0), dim = x.size(2);
     const at::Tensor qkv = qkv_->forward(x).reshape({windows, area, 3, heads_, dim / heads_}).permute({2, 0, 3, 1, 4});
-    at::Tensor bias = table_.index_select(0, places(x.device())).reshape({1, area, area, heads_}).permute({0, 3, 1, 2});
+    // Not index_select, whose backward adds with atomics on CUDA.
+    at::Tensor bias = at::index(table_, {places(x.device())}).reshape({1, area, area, heads_}).permute({0, 3, 1, 2});
     if (mask.defined()) {
       const int64_t count = mask.size(0);
       bias = (bias + mask.unsqueeze(1).to(bias.dtype())).unsqueeze(0)
@@ -184,12 +185,7 @@ class Stage : public torch::nn::Module {
 
   /// With `recompute` the blocks' activations are computed anew in the backward pass.
   at::Tensor forward(const at::Tensor& x, bool recompute) {
-    at::Tensor y = downsample_ ? downsample_->forward(x) : x;
-    for (const auto& block : blocks_) {
-      const auto run = [block](const at::Tensor& t) { return block->forward(t); };
-      y = recompute ? moecod::recompute(run, y, block->parameters()) : run(y);
-    }
-    return y;
+    return run_blocks(blocks_, downsample_ ? downsample_->forward(x) : x, recompute);
   }
 
  private:
@@ -214,12 +210,6 @@ class PatchEmbed : public torch::nn::Module {
   std::shared_ptr<layers::LayerNorm<>> norm_;
 };
 
-/// Settings of every variant.
-struct Options {
-  /// Drop-path rate of the last block, in [0, 1); earlier blocks get linearly less, the first none.
-  double drop_path = 0.0;
-};
-
 }  // namespace swin
 
 /// Swin transformer: attention in windows of 7x7 positions, shifted by 3 in every second block.
@@ -231,20 +221,22 @@ struct Options {
 /// Shapes: images [B, 3, H, W], H and W multiples of 32 -> dims 96, 192, 384, 768 (base: 128 to 1024) at strides
 /// 4, 8, 16, 32. The levels are the stages' outputs, without the last norm, as timm's features_only gives them, but
 /// with the channels second. Parameters carry timm's names; the masks and indices that old files hold are ignored by
-/// backbone::timm_key. Initial values: linear weights and biases of places normal with deviation 0.02, biases 0.
-/// Synchronises: on CUDA the first forward at a size uploads a table of places.
+/// backbone::timm_keys. Initial values: linear weights and the biases of places normal with deviation 0.02, biases 0.
+/// Recomputation agrees to rounding: LibTorch takes another attention kernel where a bias needs no gradient. One model
+/// is for one thread at a time, since it keeps the masks of the last size.
+/// Synchronises: on CUDA each layer's first forward uploads a table of places.
 /// Errors: c10::Error for images of other shapes, or drop_path outside [0, 1).
-/// Source: Liu et al. 2021, Swin transformer, arXiv 2103.14030; numerically identical to timm 1.0.29.
+/// Source: Liu et al. 2021, Swin transformer, arXiv 2103.14030; equal to timm 1.0.29 within 1e-5 (tests/reference).
 class Swin : public Backbone {
  public:
-  Swin(const swin::Variant& variant, const swin::Options& options) : variant_(variant) {
+  Swin(const swin::Variant& variant, const Options& options) : variant_(variant) {
     const auto rates = drop_path_rates("Swin", options.drop_path, variant.depths);
     patch_embed_ = register_module("patch_embed", std::make_shared<swin::PatchEmbed>(variant.dim));
     const auto list = register_module("layers", std::make_shared<torch::nn::Module>());
     for (std::size_t i = 0; i < stages_.size(); ++i)
       stages_[i] = list->register_module(
           std::to_string(i), std::make_shared<swin::Stage>(variant.dim << i, variant.heads[i], i > 0, rates[i]));
-    initialise_normal(*this);
+    initialise_linear(*this);
   }
 
   std::vector<int64_t> dims() const override {
@@ -271,19 +263,19 @@ class Swin : public Backbone {
 
 struct SwinTiny : Swin {
   static constexpr const char* name = "swin_tiny_patch4_window7_224";
-  using Options = swin::Options;
+  using Options = backbone::Options;
   explicit SwinTiny(const Options& options = {}) : Swin({}, options) {}
 };
 
 struct SwinSmall : Swin {
   static constexpr const char* name = "swin_small_patch4_window7_224";
-  using Options = swin::Options;
+  using Options = backbone::Options;
   explicit SwinSmall(const Options& options = {}) : Swin({.depths = {2, 2, 18, 2}}, options) {}
 };
 
 struct SwinBase : Swin {
   static constexpr const char* name = "swin_base_patch4_window7_224";
-  using Options = swin::Options;
+  using Options = backbone::Options;
   explicit SwinBase(const Options& options = {})
       : Swin({.dim = 128, .depths = {2, 2, 18, 2}, .heads = {4, 8, 16, 32}}, options) {}
 };

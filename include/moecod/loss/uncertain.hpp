@@ -20,7 +20,9 @@ namespace moecod::loss {
 /// learned deviations: Kendall and Gal 2017, arXiv 1703.04977.
 inline at::Tensor uncertain(const at::Tensor& logits, const at::Tensor& deviation, const at::Tensor& target) {
   check_pair("uncertain", logits, target);
-  check_pair("uncertain", deviation, target);
+  check_map("uncertain", "deviation", deviation);
+  TORCH_CHECK(deviation.sizes() == target.sizes(), "loss::uncertain: deviation ", deviation.sizes(), " and target ",
+              target.sizes(), " must have the same shape");
   const at::Tensor d = full_precision(deviation);
   return bce(full_precision(logits) * at::rsqrt(1 + std::numbers::pi / 8 * d.square()), target);
 }

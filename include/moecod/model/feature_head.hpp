@@ -98,6 +98,10 @@ class FeatureHead : public torch::nn::Module {
   Output forward(const Pyramid& pyramid, int64_t height, int64_t width) {
     using namespace expert::decoder;
     check_pyramid("FeatureHead", pyramid, options_.channels);
+    for (std::size_t i = 0; i < pyramid.size(); ++i)
+      TORCH_CHECK(pyramid[i].size(2) == height >> (i + 2) && pyramid[i].size(3) == width >> (i + 2),
+                  "FeatureHead: pyramid[", i, "] must be ", height >> (i + 2), " x ", width >> (i + 2),
+                  " for an image of ", height, " x ", width, ", got ", pyramid[i].sizes());
     Output out;
     at::Tensor x = identify_->forward(pyramid[3]);
     if constexpr (Search) {

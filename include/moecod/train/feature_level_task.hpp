@@ -42,7 +42,8 @@ struct FeatureScore {
     return out;
   }
 
-  /// val_iou.ensemble; levels: usage in training, its description, usage, max_violation and noise_floor in validation.
+  /// val_iou.ensemble; levels: usage, max_violation, noise_floor and entropy in validation, usage in training and words
+  /// for it.
   void add_to(nlohmann::ordered_json& json, bool routed) const {
     json["val_iou"] = {{"ensemble", iou}};
     if (!routed) return;
