@@ -26,6 +26,7 @@
 #include "moecod/train/checkpoint.hpp"
 #include "moecod/train/clip.hpp"
 #include "moecod/train/ema.hpp"
+#include "moecod/train/late_scalar.hpp"
 #include "moecod/train/optimizer.hpp"
 #include "moecod/train/parameter_groups.hpp"
 #include "moecod/train/precision.hpp"
@@ -221,6 +222,21 @@ TEST(AdamW, AStateOfOtherParametersIsRefused) {
 void expect_same(const StateDict& a, const StateDict& b) {
   ASSERT_EQ(a.size(), b.size());
   for (std::size_t i = 0; i < a.size(); ++i) EXPECT_TRUE(at::equal(a[i].second, b[i].second)) << a[i].first;
+}
+
+// ------------------------------------------------------------------------------------------------ late_scalar.hpp
+
+TEST(LateScalar, GivesTheValueBeforeTheLastOne) {
+  for (const at::Device device : devices()) {
+    LateScalar late(device);
+    EXPECT_FALSE(late.before());
+    for (int i = 0; i < 5; ++i) {
+      late.push(at::full({1}, 0.5 + i, at::TensorOptions(at::kFloat).device(device)));
+      EXPECT_EQ(late.before(), i == 0 ? std::nullopt : std::optional<double>(0.5 + i - 1)) << device;
+    }
+  }
+  LateScalar late(at::kCPU);
+  EXPECT_NE(error_of([&] { late.push(at::zeros({2})); }).find("one number"), std::string::npos);
 }
 
 // ------------------------------------------------------------------------------------------------------- muon.hpp

@@ -1,4 +1,5 @@
 #pragma once
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -20,6 +21,7 @@
 #include "moecod/train/clip.hpp"
 #include "moecod/train/ema.hpp"
 #include "moecod/train/flags.hpp"
+#include "moecod/train/late_scalar.hpp"
 #include "moecod/train/metrics_log.hpp"
 #include "moecod/train/optimizer.hpp"
 #include "moecod/train/precision.hpp"
@@ -64,7 +66,8 @@ class Trainer {
         precision_(default_precision(device, options_.amp)),
         loss_scale_(device, precision_),
         replicas_(model, options_.replicas, make),
-        task_(stage_, device, options_.replicas) {
+        task_(stage_, device, options_.replicas),
+        skipped_(device) {
     TORCH_CHECK(options_.batch_size % options_.replicas == 0, "--batch-size ", options_.batch_size,
                 " must be a multiple of --replicas ", options_.replicas);
     for (int64_t r = 0; r < replicas_.count(); ++r) enter(stage_, replicas_[r]);
@@ -99,17 +102,21 @@ class Trainer {
       Progress progress("stage " + std::to_string(stage_.number) + " epoch " + std::to_string(epoch_ + 1) + "/" +
                             std::to_string(options_.epochs),
                         steps);
-      at::Tensor sum = at::zeros({}, at::TensorOptions(at::kDouble).device(device_)), shown;
+      const auto number = at::TensorOptions(at::kDouble).device(device_);
+      at::Tensor sum = at::zeros({}, number), finite = at::zeros({}, number);
+      LateScalar shown(device_);
       for (int64_t step = 0; step < steps; ++step) {
         const double done = double(epoch_ * steps + step) / double(steps * options_.epochs);
         const at::Tensor loss = optimizer_step(loader, schedule(epoch_ * steps + step), done);
-        sum.add_(loss.detach());
-        // The note shows the loss of the step before.
-        progress.update(step + 1, shown.defined() ? "loss " + std::to_string(shown.template item<double>()).substr(0, 6) : "");
-        shown = loss.detach();
+        // A loss that is not finite belongs to a step that was skipped.
+        sum.add_(at::where(loss.isfinite(), loss.to(at::kDouble), at::zeros({}, number)));
+        finite.add_(loss.isfinite());
+        shown.push(loss);
+        const std::optional<double> before = shown.before();
+        progress.update(step + 1, before ? "loss " + std::to_string(*before).substr(0, 6) : "");
       }
       const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      Result result{.epoch = epoch_, .loss = sum.template item<double>() / double(steps), .validation = {}};
+      Result result{.epoch = epoch_, .loss = (sum / finite.clamp_min(1)).template item<double>(), .validation = {}};
       {
         std::optional<Ema::Swap> averaged;
         if (ema_) averaged.emplace(*ema_);
@@ -211,8 +218,8 @@ class Trainer {
 
   /// Reads the flag of the step before.
   void check_finite(const at::Tensor& found_inf) {
-    if (earlier_.defined()) bad_steps_ = earlier_.item<float>() > 0 ? bad_steps_ + 1 : 0;
-    earlier_ = found_inf;
+    skipped_.push(found_inf);
+    if (const std::optional<double> before = skipped_.before()) bad_steps_ = *before > 0 ? bad_steps_ + 1 : 0;
     if (bad_steps_ >= options_.max_bad_steps)
       throw std::runtime_error("the loss or a gradient was not finite in " + std::to_string(bad_steps_) +
                                " steps in a row; the last checkpoint is from before");
@@ -242,7 +249,7 @@ class Trainer {
   Task task_;
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<Ema> ema_;
-  at::Tensor earlier_;
+  LateScalar skipped_;
   int64_t epoch_ = 0, step_ = 0, bad_steps_ = 0;
 };
 
