@@ -111,11 +111,6 @@ int run(const Options& options) {
   const at::NoGradGuard no_grad;
   const bool cuda = options.device == "cuda" || (options.device == "auto" && torch::cuda::is_available());
   const at::Device device = cuda ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
-  const std::vector<fs::path> pictures = pictures_at(options.input);
-  std::set<std::string> stems;
-  for (const fs::path& picture : pictures)
-    TORCH_CHECK(stems.insert(picture.stem().string()).second, "--input: two pictures are named ",
-                picture.stem().string());
   std::vector<Member> members;
   for (const std::string& checkpoint : options.checkpoints) {
     members.push_back({examples::load_camo(checkpoint)});
@@ -123,6 +118,11 @@ int run(const Options& options) {
   }
   const int64_t size = side_of(options);
   post::Ensemble ensemble = ensemble_of(members, post::views_from(options.views));
+  const std::vector<fs::path> pictures = pictures_at(options.input);
+  std::set<std::string> stems;
+  for (const fs::path& picture : pictures)
+    TORCH_CHECK(stems.insert(picture.stem().string()).second, "--input: two pictures are named ",
+                picture.stem().string());
   fs::create_directories(options.output);
 
   std::vector<std::string> unreadable;

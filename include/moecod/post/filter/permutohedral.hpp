@@ -90,13 +90,18 @@ class Permutohedral {
     std::vector<uint32_t> slots = std::vector<uint32_t>(1 << 12, 0);
 
     static std::size_t hash(const Key& key) {
-      uint64_t h = 0x9E3779B97F4A7C15ULL;
-      for (const int32_t k : key) h = (h ^ uint32_t(k)) * 0xD6E8FEB86659FD93ULL, h ^= h >> 32;
-      return std::size_t(h);
+      uint64_t h = 0, factor = 0x9E3779B97F4A7C15ULL;
+      for (const int32_t k : key) h += uint64_t(k) * factor, factor *= 0xD6E8FEB86659FD93ULL;
+      return std::size_t(h >> 32);
+    }
+    static bool same(const Key& a, const Key& b) {
+      int32_t difference = 0;
+      for (std::size_t d = 0; d < D; ++d) difference |= a[d] ^ b[d];
+      return difference == 0;
     }
     std::size_t slot_of(const Key& key) const {
       std::size_t slot = hash(key) & (slots.size() - 1);
-      while (slots[slot] != 0 && keys[slots[slot]] != key) slot = (slot + 1) & (slots.size() - 1);
+      while (slots[slot] != 0 && !same(keys[slots[slot]], key)) slot = (slot + 1) & (slots.size() - 1);
       return slot;
     }
     uint32_t find(const Key& key) const { return slots[slot_of(key)]; }
