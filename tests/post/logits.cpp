@@ -1,8 +1,10 @@
-// Means of logits over views and models: laws, and what is refused.
+// Means of logits over views and models: laws, what is refused, and the lines of docs/post.md.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include "moecod/io/map_image.hpp"
+#include "moecod/post/crf.hpp"
 #include "moecod/post/ensemble.hpp"
 #include "moecod/post/tta.hpp"
 #include "tests/error_of.hpp"
@@ -135,6 +137,19 @@ TEST(Ensemble, ComposesWithViewsEitherWay) {
   const auto views = views_from("flip,0.5");
   const Tensor within = Ensemble({Augmented(by_pixel, views), Augmented(lopsided, views)})(x);
   EXPECT_TRUE(at::allclose(within, Augmented(Ensemble({by_pixel, lopsided}), views)(x), 1e-5, 1e-5));
+}
+
+// The lines of docs/post.md.
+TEST(Stages, Compose) {
+  const auto model = by_pixel, other = lopsided;
+  const Tensor images = pictures(64, 64).slice(0, 0, 1);
+  const Image photo(40, 50, 3, 90);
+  post::Augmented views(model, post::views_from("flip,0.5,1.5"));
+  post::Ensemble ensemble({views, other});
+  Image map = io::map_image(ensemble(images)[0][0], photo.height, photo.width);
+  map = post::crf(photo, map);
+  EXPECT_EQ(map.height, 40);
+  EXPECT_EQ(map.width, 50);
 }
 
 TEST(Ensemble, SumsHalfPrecisionInFloat) {
