@@ -4,6 +4,9 @@
 //
 // Both folders hold masks directly, or one subfolder per data set. In a folder of data sets, masks may also lie in a
 // subfolder named GT, as in TestDataset/CAMO/GT. Masks are paired by name without the ending.
+//
+// --crf --images TestDataset finishes the maps with a dense random field over their pictures first. These lie as the
+// ground truths do, or in a data set's subfolder Imgs.
 
 #include <algorithm>
 #include <atomic>
@@ -22,6 +25,7 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
+#include "examples/crf_flags.hpp"
 #include <moecod/io/file.hpp>
 #include <moecod/io/image.hpp>
 #include <moecod/io/image_file.hpp>
@@ -36,15 +40,18 @@ using moecod::metric::NamedValue;
 struct Options {
   fs::path predictions;
   fs::path truths;
+  fs::path images;  // of the pictures, for the random field
   fs::path json;
   int threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   bool resize = false;
+  moecod::examples::CrfFlags crf;
 };
 
 struct Case {
   std::string name;
   fs::path prediction;
   fs::path truth;
+  fs::path image;  // empty where no pictures are asked for
 };
 
 struct DataSet {
@@ -101,6 +108,11 @@ std::map<std::string, fs::path> masks_in(const fs::path& folder) {
   return masks;
 }
 
+/// The folder itself if it holds pictures, else its subfolder of that name if there is one.
+fs::path with_masks(const fs::path& folder, const char* subfolder) {
+  return masks_in(folder).empty() && fs::is_directory(folder / subfolder) ? folder / subfolder : folder;
+}
+
 std::vector<fs::path> subfolders_of(const fs::path& folder) {
   std::vector<fs::path> folders;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
@@ -112,16 +124,21 @@ std::vector<fs::path> subfolders_of(const fs::path& folder) {
   return folders;
 }
 
+/// Without a folder of images the cases have none.
 DataSet pair_up(std::string name, const fs::path& prediction_folder, const fs::path& truth_folder,
-                Problems& problems) {
+                const fs::path& image_folder, Problems& problems) {
   DataSet data{std::move(name), {}};
   const auto predictions = masks_in(prediction_folder);
+  const auto images = image_folder.empty() ? decltype(predictions)() : masks_in(image_folder);
   for (const auto& [stem, truth] : masks_in(truth_folder)) {
     const auto prediction = predictions.find(stem);
+    const auto image = images.find(stem);
     if (prediction == predictions.end()) {
       problems.add(data.name + "/" + stem + ": no prediction in " + prediction_folder.string());
+    } else if (!image_folder.empty() && image == images.end()) {
+      problems.add(data.name + "/" + stem + ": no picture in " + image_folder.string());
     } else {
-      data.cases.push_back({stem, prediction->second, truth});
+      data.cases.push_back({stem, prediction->second, truth, image_folder.empty() ? fs::path() : image->second});
     }
   }
   return data;
@@ -134,11 +151,11 @@ std::vector<DataSet> find_data_sets(const Options& options) {
     const fs::path folder = fs::canonical(options.truths);
     const bool is_gt = folder.filename() == "GT" && folder.has_parent_path();
     const std::string name = (is_gt ? folder.parent_path() : folder).filename().string();
-    data_sets.push_back(pair_up(name, options.predictions, options.truths, problems));
+    data_sets.push_back(pair_up(name, options.predictions, options.truths, options.images, problems));
   } else {
     for (const fs::path& folder : subfolders_of(options.truths)) {
       const std::string name = folder.filename().string();
-      const fs::path truths = masks_in(folder).empty() && fs::is_directory(folder / "GT") ? folder / "GT" : folder;
+      const fs::path truths = with_masks(folder, "GT");
       if (masks_in(truths).empty()) {
         continue;
       }
@@ -146,7 +163,16 @@ std::vector<DataSet> find_data_sets(const Options& options) {
         problems.add(name + ": no folder of predictions " + (options.predictions / name).string());
         continue;
       }
-      data_sets.push_back(pair_up(name, options.predictions / name, truths, problems));
+      fs::path images = options.images;
+      if (!images.empty()) {
+        images /= name;
+        if (!fs::is_directory(images)) {
+          problems.add(name + ": no folder of pictures " + images.string());
+          continue;
+        }
+        images = with_masks(images, "Imgs");
+      }
+      data_sets.push_back(pair_up(name, options.predictions / name, truths, images, problems));
     }
   }
   problems.throw_if_any();
@@ -163,17 +189,20 @@ struct Part {
   std::vector<std::string> problems;
 };
 
-void evaluate_case(const Case& one, bool resize, Part& part) {
+void evaluate_case(const Case& one, const Options& options, Part& part) {
   moecod::Image prediction = moecod::io::read_gray(one.prediction);
   const moecod::Image truth = moecod::io::read_gray(one.truth);
   if (prediction.height != truth.height || prediction.width != truth.width) {
-    if (!resize) {
+    if (!options.resize) {
       throw std::runtime_error("prediction is " + std::to_string(prediction.height) + " x " +
                                std::to_string(prediction.width) + ", ground truth " + std::to_string(truth.height) +
                                " x " + std::to_string(truth.width) + " (height x width); --resize accepts this");
     }
     prediction = moecod::resize(prediction, truth.height, truth.width);
     ++part.resized;
+  }
+  if (options.crf.on) {
+    prediction = options.crf.finish(moecod::io::read_rgb(one.image), std::move(prediction));
   }
   part.evaluator.add({prediction.pixels.data(), truth.pixels.data(), truth.height, truth.width});
 }
@@ -186,7 +215,7 @@ Score evaluate_data_set(const DataSet& data, const Options& options) {
     for (std::size_t index = next++; index < data.cases.size(); index = next++) {
       const Case& one = data.cases[index];
       try {
-        evaluate_case(one, options.resize, part);
+        evaluate_case(one, options, part);
       } catch (const std::exception& error) {
         part.problems.push_back(data.name + "/" + one.name + ": " + error.what());
       }
@@ -277,6 +306,11 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   app.add_flag("--resize", options.resize, "Resize predictions whose size differs from the ground truth's");
+  CLI::Option* crf = moecod::examples::add_crf_flags(app, options.crf);
+  CLI::Option* images = app.add_option("--images", options.images,
+                                       "Folder of the pictures, or of one subfolder per data set; for --crf");
+  images->check(CLI::ExistingDirectory)->needs(crf);
+  crf->needs(images);
   CLI11_PARSE(app, argc, argv);
 
   try {

@@ -1,6 +1,9 @@
 // Finds the hidden objects in pictures: writes a mask of each at the picture's size, and who was asked.
 //
 //   predict --checkpoint checkpoints_moe/ensemble_best.safetensors --input photos --output masks --routing routing.json
+//
+// Several checkpoints answer as one (--checkpoint A B), each can look at more views of a picture (--tta flip,0.75,1.25),
+// and the maps can be drawn to the picture's edges (--crf). What that brings stands in docs/post.md.
 
 #include <CLI/CLI.hpp>
 #include <torch/cuda.h>
@@ -11,9 +14,12 @@
 #include <set>
 
 #include "examples/camo_model.hpp"
+#include "examples/crf_flags.hpp"
 #include "moecod/io/file.hpp"
 #include "moecod/io/image_file.hpp"
 #include "moecod/io/map_image.hpp"
+#include "moecod/post/ensemble.hpp"
+#include "moecod/post/tta.hpp"
 #include "moecod/train/batch.hpp"
 #include "moecod/train/progress.hpp"
 
@@ -32,62 +38,126 @@ std::vector<fs::path> pictures_at(const fs::path& place) {
   return {found.begin(), found.end()};
 }
 
-int run(const std::string& checkpoint, const std::string& input, const fs::path& output, const std::string& routing,
-        int64_t size, int64_t batch_size, const std::string& device_name) {
-  const at::NoGradGuard no_grad;
-  const bool cuda = device_name == "cuda" || (device_name == "auto" && torch::cuda::is_available());
-  const at::Device device = cuda ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
-  const auto model = examples::load_camo(checkpoint);
-  model->to(device);
-  if (size == 0) size = examples::recorded_size(checkpoint);
+struct Options {
+  std::vector<std::string> checkpoints;
+  std::string input, routing, views, device = "auto";
+  fs::path output;
+  int64_t size = 0, batch_size = 8;
+  examples::CrfFlags crf;
+};
+
+/// One checkpoint's model, its decisions for the batch at hand, and those for all pictures.
+struct Member {
+  std::unique_ptr<examples::Camo> model;
+  RoutedLogits last;
+  nlohmann::ordered_json decisions = nlohmann::ordered_json::object();
+};
+
+/// The side that the model sees: the one asked for, or that of the checkpoints' training.
+int64_t side_of(const Options& options) {
+  int64_t size = options.size;
+  if (size == 0) {
+    size = examples::recorded_size(options.checkpoints.front());
+    for (const std::string& checkpoint : options.checkpoints) {
+      const int64_t other = examples::recorded_size(checkpoint);
+      TORCH_CHECK(other == size, "--checkpoint: ", options.checkpoints.front(), " was trained at ", size, " pixels, ",
+                  checkpoint, " at ", other, ": say which to use with --img-size");
+    }
+  }
   TORCH_CHECK(size % 32 == 0, "--img-size must be a multiple of 32, got ", size);
-  const std::vector<fs::path> pictures = pictures_at(input);
+  return size;
+}
+
+/// All checkpoints as one model, each looking at all views; a member keeps its decisions for the first, which is the
+/// picture as it is.
+post::Ensemble ensemble_of(std::vector<Member>& members, const std::vector<post::View>& views) {
+  std::vector<post::Ensemble::Model> models;
+  for (Member& member : members)
+    models.emplace_back(post::Augmented(
+        [&member](const at::Tensor& images) {
+          RoutedLogits out = (*member.model)(images, WithRouting{});
+          if (!member.last.logits.defined()) member.last = out;
+          return out.logits;
+        },
+        views));
+  return post::Ensemble(std::move(models));
+}
+
+void note_decisions(Member& member, const std::vector<std::string>& names) {
+  const at::Tensor chosen = member.last.top_k_indices.to(at::kCPU), weights = member.last.top_k_weights.to(at::kCPU);
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    auto& decision = member.decisions[names[i]];
+    for (int64_t k = 0; k < chosen.size(1); ++k) {
+      decision["experts"].push_back(chosen[int64_t(i)][k].item<int64_t>());
+      decision["weights"].push_back(weights[int64_t(i)][k].item<double>());
+    }
+  }
+  member.last = {};
+}
+
+/// The decisions of one checkpoint under "pictures"; of several, a list with one such entry each.
+nlohmann::ordered_json routing_json(const Options& options, const std::vector<Member>& members) {
+  nlohmann::ordered_json json{{"experts", examples::expert_names}};
+  if (members.size() == 1) {
+    json["pictures"] = members[0].decisions;
+  } else {
+    for (std::size_t m = 0; m < members.size(); ++m)
+      json["checkpoints"].push_back({{"checkpoint", options.checkpoints[m]}, {"pictures", members[m].decisions}});
+  }
+  return json;
+}
+
+int run(const Options& options) {
+  const at::NoGradGuard no_grad;
+  const bool cuda = options.device == "cuda" || (options.device == "auto" && torch::cuda::is_available());
+  const at::Device device = cuda ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
+  std::vector<Member> members;
+  for (const std::string& checkpoint : options.checkpoints) {
+    members.push_back({examples::load_camo(checkpoint)});
+    members.back().model->to(device);
+  }
+  const int64_t size = side_of(options);
+  post::Ensemble ensemble = ensemble_of(members, post::views_from(options.views));
+  const std::vector<fs::path> pictures = pictures_at(options.input);
   std::set<std::string> stems;
   for (const fs::path& picture : pictures)
     TORCH_CHECK(stems.insert(picture.stem().string()).second, "--input: two pictures are named ",
                 picture.stem().string());
-  fs::create_directories(output);
+  fs::create_directories(options.output);
 
-  nlohmann::ordered_json decisions = nlohmann::ordered_json::object();
   std::vector<std::string> unreadable;
   train::Progress progress("predict", int64_t(pictures.size()));
-  for (std::size_t begin = 0; begin < pictures.size(); begin += std::size_t(batch_size)) {
+  for (std::size_t begin = 0; begin < pictures.size(); begin += std::size_t(options.batch_size)) {
+    const std::size_t end = std::min(pictures.size(), begin + std::size_t(options.batch_size));
     data::Batch batch;
     batch.height = batch.width = size;
-    std::vector<std::pair<int64_t, int64_t>> sizes;
-    for (std::size_t i = begin; i < std::min(pictures.size(), begin + std::size_t(batch_size)); ++i) {
+    std::vector<Image> images;
+    for (std::size_t i = begin; i < end; ++i) {
       try {
         data::Sample sample;
         sample.image = io::read_rgb(pictures[i]);
         sample.mask = Image(1, 1, 1);
         sample.name = pictures[i].stem().string();
         data::append(batch, sample, int64_t(i));
-        sizes.emplace_back(sample.image.height, sample.image.width);
+        images.push_back(std::move(sample.image));
       } catch (const std::runtime_error& error) {
         unreadable.push_back(pictures[i].filename().string() + ": " + error.what());
       }
     }
     if (batch.size > 0) {
       const std::vector<std::string> names = batch.names;
-      const RoutedLogits out = (*model)(train::to_device(std::move(batch), device).images, WithRouting{});
-      const at::Tensor chosen = out.top_k_indices.to(at::kCPU), weights = out.top_k_weights.to(at::kCPU);
+      const at::Tensor logits = ensemble(train::to_device(std::move(batch), device).images);
       for (std::size_t i = 0; i < names.size(); ++i) {
-        const auto at = int64_t(i);
-        io::write_image(output / (names[i] + io::lossless_ending(1)),
-                        io::map_image(out.logits[at][0], sizes[i].first, sizes[i].second));
-        auto& decision = decisions[names[i]];
-        for (int64_t k = 0; k < chosen.size(1); ++k) {
-          decision["experts"].push_back(chosen[at][k].item<int64_t>());
-          decision["weights"].push_back(weights[at][k].item<double>());
-        }
+        Image map = io::map_image(logits[int64_t(i)][0], images[i].height, images[i].width);
+        io::write_image(options.output / (names[i] + io::lossless_ending(1)),
+                        options.crf.finish(images[i], std::move(map)));
       }
+      for (Member& member : members) note_decisions(member, names);
     }
-    progress.update(int64_t(std::min(pictures.size(), begin + std::size_t(batch_size))));
+    progress.update(int64_t(end));
   }
   progress.finish();
-  if (!routing.empty())
-    io::write_atomically(routing, nlohmann::ordered_json{{"experts", examples::expert_names}, {"pictures", decisions}}
-                                          .dump(1) + "\n");
+  if (!options.routing.empty()) io::write_atomically(options.routing, routing_json(options, members).dump(1) + "\n");
   for (const std::string& problem : unreadable) std::cerr << "predict: not read: " << problem << '\n';
   return unreadable.empty() ? 0 : 1;
 }
@@ -96,19 +166,33 @@ int run(const std::string& checkpoint, const std::string& input, const fs::path&
 
 int main(int argc, char** argv) {
   CLI::App app("Writes the masks of hidden objects in pictures, and which experts were asked.");
-  std::string checkpoint, input, output, routing, device = "auto";
-  int64_t size = 0, batch = 8;
-  app.add_option("--checkpoint", checkpoint, "weights of a trained model (.safetensors)")->required();
-  app.add_option("--input", input, "a picture or a folder of pictures")->required();
-  app.add_option("--output", output, "folder for the masks")->required();
-  app.add_option("--routing", routing, "JSON file for the experts chosen and their weights");
-  app.add_option("--img-size", size, "side that the model sees, a multiple of 32; 0 for that of its training")
+  Options options;
+  app.add_option("--checkpoint", options.checkpoints,
+                 "weights of a trained model (.safetensors); of several, the mean of their logits")
+      ->required();
+  app.add_option("--input", options.input, "a picture or a folder of pictures")->required();
+  app.add_option("--output", options.output, "folder for the masks")->required();
+  app.add_option("--routing", options.routing, "JSON file for the experts chosen and their weights");
+  app.add_option("--img-size", options.size, "side that the model sees, a multiple of 32; 0 for that of its training")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  app.add_option("--batch-size", batch, "pictures at once")->check(CLI::PositiveNumber)->capture_default_str();
-  app.add_option("--device", device, "auto, cpu or cuda")->check(CLI::IsMember({"auto", "cpu", "cuda"}));
+  app.add_option("--tta", options.views,
+                 "more views of each picture, whose logits are averaged: flip, vflip and scales, as in flip,0.75,1.25")
+      ->check([](const std::string& list) {
+        try {
+          return post::views_from(list), std::string();
+        } catch (const std::invalid_argument& error) {
+          return std::string(error.what());
+        }
+      });
+  examples::add_crf_flags(app, options.crf);
+  app.add_option("--batch-size", options.batch_size, "pictures at once")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--device", options.device, "auto, cpu or cuda")->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   CLI11_PARSE(app, argc, argv);
   try {
-    return run(checkpoint, input, output, routing, size, batch, device);
+    return run(options);
   } catch (const c10::Error& error) {
     std::cerr << "predict: " << error.what_without_backtrace() << '\n';
   } catch (const std::exception& error) {

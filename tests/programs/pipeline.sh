@@ -50,6 +50,18 @@ grep -q "not found in any file, so left at the start: expert 1, expert 2, expert
 grep -q '"weights"' routing.json || fail "no weights in routing.json"
 "$bin/evaluate" --pred masks --gt data/Test/GT_Object --json scores.json > /dev/null
 grep -q '"smeasure"' scores.json || fail "no smeasure in scores.json"
+# More views, several checkpoints, and the random field, which is the same before and after the maps are written.
+"$bin/predict" --checkpoint whole/ensemble_best.safetensors whole/router_best.safetensors --input data/Test/Image \
+  --output masks_two --tta flip,1.5 --routing routing_two.json > /dev/null 2>&1
+[ "$(grep -c '"checkpoint"' routing_two.json)" = 2 ] || fail "expected the decisions of two checkpoints"
+"$bin/predict" --checkpoint whole/ensemble_best.safetensors --input data/Test/Image --output masks_views --tta flip,1.5 \
+  --crf --routing routing_views.json > /dev/null 2>&1
+same routing.json routing_views.json
+"$bin/predict" --checkpoint whole/ensemble_best.safetensors --input data/Test/Image --output masks_crf --crf > /dev/null 2>&1
+"$bin/evaluate" --pred masks_crf --gt data/Test/GT_Object --json scores_crf.json > /dev/null
+"$bin/evaluate" --pred masks --gt data/Test/GT_Object --images data/Test/Image --crf --json scores_images.json > /dev/null
+same scores_crf.json scores_images.json
+! cmp -s scores.json scores_crf.json || fail "--crf changed nothing"
 "$bin/inspect" --checkpoint whole/ensemble_best.safetensors --data-root data --output report \
   --alone alone/expert_0_best.safetensors --alone-expert 0 > inspect.log 2>&1
 for key in expert_3 ensemble dense uniform random_top2 best_pair oracle alone; do
@@ -83,6 +95,13 @@ refuses "is of stage 1, this run is stage 3" "${train[@]}" --stage 3 --resume-fr
 refuses "torch.load" "${train[@]}" --stage 1 --backbone-weights pvt.pth
 refuses "does not record a model" "$bin/predict" --checkpoint whole/last_stage1.resume.safetensors --input data --output m
 refuses "--data-root" "$bin/inspect" --checkpoint whole/ensemble_best.safetensors --output m
+predict=("$bin/predict" --checkpoint whole/ensemble_best.safetensors --input data/Test/Image --output m)
+refuses "expected flip, vflip or a scale from 0.1 to 10, got 'flop'" "${predict[@]}" --tta flop
+refuses "scale 1.1 of 64 x 64 comes to 64 x 64" "${predict[@]}" --tta 1.1
+refuses "--crf-iterations requires --crf" "${predict[@]}" --crf-iterations 2
+refuses "--crf-tau: expected a number > 0, got 0" "${predict[@]}" --crf --crf-tau 0
+refuses "--crf requires --images" "$bin/evaluate" --pred masks --gt data/Test/GT_Object --crf
+refuses "no picture in data/Train/Image" "$bin/evaluate" --pred masks --gt data/Test/GT_Object --crf --images data/Train/Image
 refuses "missing" "$bin/predict" --checkpoint whole/expert_0_best.safetensors --input data/Test/Image --output m
 refuses "variant compiled is sparse" "${feature[@]}" --no-use-sparse-moe
 refuses "--use-ddp" "${feature[@]}" --use-ddp
