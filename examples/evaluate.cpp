@@ -1,6 +1,7 @@
 // Scores predicted maps against ground truth, with the figures of PySODMetrics.
 //
 //   evaluate --pred predictions --gt TestDataset --json scores.json
+//   evaluate --pred predictions --gt TestDataset --measures standard,si,msiou
 //
 // Both folders hold masks directly, or one subfolder per data set. In a folder of data sets, masks may also lie in a
 // subfolder named GT, as in TestDataset/CAMO/GT. Masks are paired by name without the ending.
@@ -13,6 +14,7 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -30,15 +32,29 @@
 namespace {
 
 namespace fs = std::filesystem;
-using moecod::metric::Evaluator;
-using moecod::metric::NamedValue;
+namespace metric = moecod::metric;
+using metric::NamedValue;
+
+constexpr const char* kMeasuresHelp =
+    "What to compute, a comma-separated list:\n"
+    "standard  S, E, F, weighted F, MAE, IoU, Dice, BER\n"
+    "counts    precision, recall, specificity, false positive rate, accuracy, kappa; every count over the data set\n"
+    "si        size-invariant MAE and counts\n"
+    "msiou     multi-scale IoU of the edges\n"
+    "all       all of these";
 
 struct Options {
   fs::path predictions;
   fs::path truths;
   fs::path json;
   int threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  std::vector<std::string> measures{"standard"};
   bool resize = false;
+
+  bool wants(const std::string& measure) const {
+    return std::any_of(measures.begin(), measures.end(),
+                       [&](const std::string& given) { return given == measure || given == "all"; });
+  }
 };
 
 struct Case {
@@ -52,11 +68,68 @@ struct DataSet {
   std::vector<Case> cases;
 };
 
+/// The measures asked for; the others are empty and cost nothing.
+class Measures {
+ public:
+  explicit Measures(const Options& options) {
+    const auto use = [&](const char* name, auto& evaluator) {
+      if (options.wants(name)) {
+        evaluator.emplace();
+      }
+    };
+    use("standard", standard_);
+    use("counts", counts_);
+    use("si", size_invariant_);
+    use("msiou", multi_scale_iou_);
+  }
+
+  void add(const metric::MapPair& pair) {
+    const metric::ImageStatistics image(pair);
+    each([&](auto& evaluator) { evaluator->add(image); }, *this);
+    ++images_;
+  }
+
+  void merge(const Measures& other) {
+    each([](auto& evaluator, const auto& theirs) { evaluator->merge(*theirs); }, *this, other);
+    images_ += other.images_;
+  }
+
+  int64_t images() const { return images_; }
+
+  /// The figures, one list per measure.
+  std::vector<std::vector<NamedValue>> results() const {
+    std::vector<std::vector<NamedValue>> lists;
+    each([&](const auto& evaluator) { lists.push_back(evaluator->results()); }, *this);
+    return lists;
+  }
+
+ private:
+  /// Calls visit with each evaluator in use, the same one of all the objects.
+  template <class Visit, class First, class... Rest>
+  static void each(const Visit& visit, First& first, Rest&... rest) {
+    const auto call = [&](auto member) {
+      if (first.*member) {
+        visit(first.*member, rest.*member...);
+      }
+    };
+    call(&Measures::standard_);
+    call(&Measures::counts_);
+    call(&Measures::size_invariant_);
+    call(&Measures::multi_scale_iou_);
+  }
+
+  std::optional<metric::Evaluator> standard_;
+  std::optional<metric::CountsEvaluator> counts_;
+  std::optional<metric::SizeInvariantEvaluator> size_invariant_;
+  std::optional<metric::MultiScaleIouEvaluator> multi_scale_iou_;
+  int64_t images_ = 0;
+};
+
 struct Score {
   std::string name;
   int64_t images = 0;
   int64_t resized = 0;
-  std::vector<NamedValue> metrics;
+  std::vector<std::vector<NamedValue>> metrics;  // one list per measure
 };
 
 /// Collects what is wrong with the input, so that one run names every bad file.
@@ -158,9 +231,9 @@ std::vector<DataSet> find_data_sets(const Options& options) {
 
 /// What one thread gathers; the parts are merged at the end. The figures do not depend on which thread took which case.
 struct Part {
-  Evaluator evaluator;
+  Measures measures;
   int64_t resized = 0;
-  std::vector<std::string> problems;
+  std::vector<std::string> problems{};
 };
 
 void evaluate_case(const Case& one, bool resize, Part& part) {
@@ -175,12 +248,12 @@ void evaluate_case(const Case& one, bool resize, Part& part) {
     prediction = moecod::resize(prediction, truth.height, truth.width);
     ++part.resized;
   }
-  part.evaluator.add({prediction.pixels.data(), truth.pixels.data(), truth.height, truth.width});
+  part.measures.add({prediction.pixels.data(), truth.pixels.data(), truth.height, truth.width});
 }
 
 Score evaluate_data_set(const DataSet& data, const Options& options) {
   const auto count = std::min(static_cast<std::size_t>(options.threads), data.cases.size());
-  std::vector<Part> parts(count);
+  std::vector<Part> parts(count, Part{Measures(options)});
   std::atomic<std::size_t> next{0};
   const auto work = [&](Part& part) {
     for (std::size_t index = next++; index < data.cases.size(); index = next++) {
@@ -198,9 +271,9 @@ Score evaluate_data_set(const DataSet& data, const Options& options) {
       threads.emplace_back(work, std::ref(part));
     }
   }
-  Part whole;
+  Part whole{Measures(options)};
   for (const Part& part : parts) {
-    whole.evaluator.merge(part.evaluator);
+    whole.measures.merge(part.measures);
     whole.resized += part.resized;
     whole.problems.insert(whole.problems.end(), part.problems.begin(), part.problems.end());
   }
@@ -208,38 +281,55 @@ Score evaluate_data_set(const DataSet& data, const Options& options) {
   Problems problems;
   problems.add(whole.problems);
   problems.throw_if_any();
-  return {data.name, whole.evaluator.images(), whole.resized, whole.evaluator.results()};
+  return {data.name, whole.measures.images(), whole.resized, whole.measures.results()};
 }
 
-/// Two lines of headings (metric, regime) and a row per data set.
-void print_table(const std::vector<Score>& scores) {
-  constexpr int kColumn = 9;
-  int name_width = 8;
-  for (const Score& score : scores) {
-    name_width = std::max(name_width, static_cast<int>(score.name.size()));
-  }
+/// Metric and regime of a name such as iou_max, si_iou_overall_max or si_mae.
+std::pair<std::string, std::string> heading_of(const std::string& name) {
+  const std::size_t prefix = name.starts_with("si_") ? 3 : 0;
+  const std::size_t split = name.find('_', prefix);
+  return {name.substr(0, split), split == std::string::npos ? "" : name.substr(split + 1)};
+}
+
+/// Two lines of headings (metric, regime) and a row per data set, for one measure.
+void print_table(const std::vector<Score>& scores, std::size_t measure, int name_width) {
   std::string metrics;
   std::string regimes;
   std::string previous;
-  for (const NamedValue& metric : scores.front().metrics) {
-    const std::size_t split = metric.name.find('_');
-    const std::string heading = metric.name.substr(0, split);
-    const std::string regime = split == std::string::npos ? "" : metric.name.substr(split + 1);
+  std::vector<int> widths;
+  for (const NamedValue& metric : scores.front().metrics[measure]) {
+    const auto [heading, regime] = heading_of(metric.name);
+    const std::string shown = heading == previous ? "" : heading;
+    const auto width = static_cast<int>(std::max({std::size_t{9}, shown.size(), regime.size()}));
     const auto right_aligned = [&](const std::string& text) {
-      return std::string(kColumn + 1 - std::min<std::size_t>(kColumn, text.size()), ' ') + text;
+      return std::string(static_cast<std::size_t>(width) + 1 - text.size(), ' ') + text;
     };
-    metrics += right_aligned(heading == previous ? "" : heading);
+    metrics += right_aligned(shown);
     regimes += right_aligned(regime);
+    widths.push_back(width);
     previous = heading;
   }
   std::printf("%-*s %7s%s\n", name_width, "", "", metrics.c_str());
   std::printf("%-*s %7s%s\n", name_width, "data set", "images", regimes.c_str());
   for (const Score& score : scores) {
     std::printf("%-*s %7lld", name_width, score.name.c_str(), static_cast<long long>(score.images));
-    for (const NamedValue& metric : score.metrics) {
-      std::printf(" %*.4f", kColumn, metric.value);
+    for (std::size_t column = 0; column < widths.size(); ++column) {
+      std::printf(" %*.4f", widths[column], score.metrics[measure][column].value);
     }
     std::printf("\n");
+  }
+}
+
+void print_tables(const std::vector<Score>& scores) {
+  int name_width = 8;
+  for (const Score& score : scores) {
+    name_width = std::max(name_width, static_cast<int>(score.name.size()));
+  }
+  for (std::size_t measure = 0; measure < scores.front().metrics.size(); ++measure) {
+    if (measure > 0) {
+      std::printf("\n");
+    }
+    print_table(scores, measure, name_width);
   }
   for (const Score& score : scores) {
     if (score.resized > 0) {
@@ -254,8 +344,10 @@ void write_json(const fs::path& path, const std::vector<Score>& scores) {
   for (const Score& score : scores) {
     nlohmann::ordered_json& entry = data_sets[score.name];
     entry["images"] = score.images;
-    for (const NamedValue& metric : score.metrics) {
-      entry[metric.name] = metric.value;
+    for (const std::vector<NamedValue>& list : score.metrics) {
+      for (const NamedValue& metric : list) {
+        entry[metric.name] = metric.value;
+      }
     }
   }
   moecod::io::write_atomically(path, nlohmann::ordered_json{{"datasets", std::move(data_sets)}}.dump(2) + "\n");
@@ -276,6 +368,10 @@ int main(int argc, char** argv) {
   app.add_option("--threads", options.threads, "Images evaluated at the same time")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
+  app.add_option("--measures", options.measures, kMeasuresHelp)
+      ->delimiter(',')
+      ->check(CLI::IsMember({"standard", "counts", "si", "msiou", "all"}))
+      ->capture_default_str();
   app.add_flag("--resize", options.resize, "Resize predictions whose size differs from the ground truth's");
   CLI11_PARSE(app, argc, argv);
 
@@ -284,7 +380,7 @@ int main(int argc, char** argv) {
     for (const DataSet& data : find_data_sets(options)) {
       scores.push_back(evaluate_data_set(data, options));
     }
-    print_table(scores);
+    print_tables(scores);
     if (!options.json.empty()) {
       write_json(options.json, scores);
     }
