@@ -1,10 +1,11 @@
 // Scores predicted maps against ground truth, with the figures of PySODMetrics.
 //
 //   evaluate --pred predictions --gt TestDataset --json scores.json
-//   evaluate --pred predictions --gt TestDataset --measures standard,si,msiou
+//   evaluate --pred predictions --gt TestDataset --measures all --images TestDataset
 //
 // Both folders hold masks directly, or one subfolder per data set. In a folder of data sets, masks may also lie in a
-// subfolder named GT, as in TestDataset/CAMO/GT. Masks are paired by name without the ending.
+// subfolder named GT, as in TestDataset/CAMO/GT, and images in one named Imgs. Files are paired by name without the
+// ending.
 
 #include <algorithm>
 #include <atomic>
@@ -27,6 +28,7 @@
 #include <moecod/io/file.hpp>
 #include <moecod/io/image.hpp>
 #include <moecod/io/image_file.hpp>
+#include <moecod/metric/camouflage_context_measure.hpp>
 #include <moecod/metric/evaluator.hpp>
 
 namespace {
@@ -41,19 +43,25 @@ constexpr const char* kMeasuresHelp =
     "counts    precision, recall, specificity, false positive rate, accuracy, kappa; every count over the data set\n"
     "si        size-invariant MAE and counts\n"
     "msiou     multi-scale IoU of the edges\n"
-    "all       all of these";
+    "hce       human correction effort\n"
+    "cm        context measure\n"
+    "ccm       camouflage context measure; needs --images\n"
+    "all       all of these, ccm with --images only";
 
 struct Options {
   fs::path predictions;
   fs::path truths;
+  fs::path images;
   fs::path json;
   int threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   std::vector<std::string> measures{"standard"};
   bool resize = false;
 
+  bool names(const std::string& measure) const {
+    return std::find(measures.begin(), measures.end(), measure) != measures.end();
+  }
   bool wants(const std::string& measure) const {
-    return std::any_of(measures.begin(), measures.end(),
-                       [&](const std::string& given) { return given == measure || given == "all"; });
+    return names(measure) || (names("all") && (measure != "ccm" || !images.empty()));
   }
 };
 
@@ -61,11 +69,25 @@ struct Case {
   std::string name;
   fs::path prediction;
   fs::path truth;
+  fs::path image;  // if a measure reads it
 };
 
 struct DataSet {
   std::string name;
   std::vector<Case> cases;
+};
+
+/// The mean of the camouflage context measure, which reads the image beside the maps.
+class CamouflageContextEvaluator {
+ public:
+  void add(const metric::ImageStatistics& image, const uint8_t* rgb) {
+    mean_.add(metric::CamouflageContextMeasure::of(image, rgb));
+  }
+  void merge(const CamouflageContextEvaluator& other) { mean_.merge(other.mean_); }
+  std::vector<NamedValue> results() const { return {{metric::CamouflageContextMeasure::name, mean_.value()}}; }
+
+ private:
+  metric::ExactMean mean_;
 };
 
 /// The measures asked for; the others are empty and cost nothing.
@@ -81,11 +103,23 @@ class Measures {
     use("counts", counts_);
     use("si", size_invariant_);
     use("msiou", multi_scale_iou_);
+    use("hce", correction_effort_);
+    use("cm", context_);
+    use("ccm", camouflage_context_);
   }
 
-  void add(const metric::MapPair& pair) {
+  /// One image; rgb are its pixels, read by the camouflage context measure only.
+  void add(const metric::MapPair& pair, const uint8_t* rgb) {
     const metric::ImageStatistics image(pair);
-    each([&](auto& evaluator) { evaluator->add(image); }, *this);
+    each(
+        [&](auto& evaluator) {
+          if constexpr (requires { evaluator->add(image, rgb); }) {
+            evaluator->add(image, rgb);
+          } else {
+            evaluator->add(image);
+          }
+        },
+        *this);
     ++images_;
   }
 
@@ -116,12 +150,18 @@ class Measures {
     call(&Measures::counts_);
     call(&Measures::size_invariant_);
     call(&Measures::multi_scale_iou_);
+    call(&Measures::correction_effort_);
+    call(&Measures::context_);
+    call(&Measures::camouflage_context_);
   }
 
   std::optional<metric::Evaluator> standard_;
   std::optional<metric::CountsEvaluator> counts_;
   std::optional<metric::SizeInvariantEvaluator> size_invariant_;
   std::optional<metric::MultiScaleIouEvaluator> multi_scale_iou_;
+  std::optional<metric::HumanCorrectionEffortEvaluator> correction_effort_;
+  std::optional<metric::ContextEvaluator> context_;
+  std::optional<CamouflageContextEvaluator> camouflage_context_;
   int64_t images_ = 0;
 };
 
@@ -159,7 +199,7 @@ class Problems {
   std::vector<std::string> problems_;
 };
 
-/// Masks of a folder by name without the ending, in the order of names.
+/// Masks or images of a folder by name without the ending, in the order of names.
 std::map<std::string, fs::path> masks_in(const fs::path& folder) {
   std::map<std::string, fs::path> masks;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
@@ -185,16 +225,32 @@ std::vector<fs::path> subfolders_of(const fs::path& folder) {
   return folders;
 }
 
+/// The folder, or that of its subfolders NAME/Imgs, NAME and Imgs which is there.
+fs::path image_folder(const fs::path& folder, const std::string& name) {
+  for (const fs::path& inner : {fs::path(name) / "Imgs", fs::path(name), fs::path("Imgs")}) {
+    if (fs::is_directory(folder / inner)) {
+      return folder / inner;
+    }
+  }
+  return folder;
+}
+
 DataSet pair_up(std::string name, const fs::path& prediction_folder, const fs::path& truth_folder,
-                Problems& problems) {
+                const Options& options, Problems& problems) {
   DataSet data{std::move(name), {}};
   const auto predictions = masks_in(prediction_folder);
+  const bool with_images = options.wants("ccm");
+  const fs::path images_folder = with_images ? image_folder(options.images, data.name) : fs::path();
+  const auto images = with_images ? masks_in(images_folder) : decltype(predictions){};
   for (const auto& [stem, truth] : masks_in(truth_folder)) {
     const auto prediction = predictions.find(stem);
+    const auto image = images.find(stem);
     if (prediction == predictions.end()) {
       problems.add(data.name + "/" + stem + ": no prediction in " + prediction_folder.string());
+    } else if (with_images && image == images.end()) {
+      problems.add(data.name + "/" + stem + ": no image in " + images_folder.string());
     } else {
-      data.cases.push_back({stem, prediction->second, truth});
+      data.cases.push_back({stem, prediction->second, truth, with_images ? image->second : fs::path()});
     }
   }
   return data;
@@ -207,7 +263,7 @@ std::vector<DataSet> find_data_sets(const Options& options) {
     const fs::path folder = fs::canonical(options.truths);
     const bool is_gt = folder.filename() == "GT" && folder.has_parent_path();
     const std::string name = (is_gt ? folder.parent_path() : folder).filename().string();
-    data_sets.push_back(pair_up(name, options.predictions, options.truths, problems));
+    data_sets.push_back(pair_up(name, options.predictions, options.truths, options, problems));
   } else {
     for (const fs::path& folder : subfolders_of(options.truths)) {
       const std::string name = folder.filename().string();
@@ -219,7 +275,7 @@ std::vector<DataSet> find_data_sets(const Options& options) {
         problems.add(name + ": no folder of predictions " + (options.predictions / name).string());
         continue;
       }
-      data_sets.push_back(pair_up(name, options.predictions / name, truths, problems));
+      data_sets.push_back(pair_up(name, options.predictions / name, truths, options, problems));
     }
   }
   problems.throw_if_any();
@@ -248,7 +304,16 @@ void evaluate_case(const Case& one, bool resize, Part& part) {
     prediction = moecod::resize(prediction, truth.height, truth.width);
     ++part.resized;
   }
-  part.measures.add({prediction.pixels.data(), truth.pixels.data(), truth.height, truth.width});
+  moecod::Image image;
+  if (!one.image.empty()) {
+    image = moecod::io::read_rgb(one.image);
+    if (image.height != truth.height || image.width != truth.width) {
+      throw std::runtime_error("image is " + std::to_string(image.height) + " x " + std::to_string(image.width) +
+                               ", ground truth " + std::to_string(truth.height) + " x " +
+                               std::to_string(truth.width) + " (height x width)");
+    }
+  }
+  part.measures.add({prediction.pixels.data(), truth.pixels.data(), truth.height, truth.width}, image.pixels.data());
 }
 
 Score evaluate_data_set(const DataSet& data, const Options& options) {
@@ -370,12 +435,17 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--measures", options.measures, kMeasuresHelp)
       ->delimiter(',')
-      ->check(CLI::IsMember({"standard", "counts", "si", "msiou", "all"}))
+      ->check(CLI::IsMember({"standard", "counts", "si", "msiou", "hce", "cm", "ccm", "all"}))
       ->capture_default_str();
+  app.add_option("--images", options.images, "Folder of the images, laid out as --gt or --pred; for ccm")
+      ->check(CLI::ExistingDirectory);
   app.add_flag("--resize", options.resize, "Resize predictions whose size differs from the ground truth's");
   CLI11_PARSE(app, argc, argv);
 
   try {
+    if (options.names("ccm") && options.images.empty()) {
+      throw std::invalid_argument("--measures ccm reads the images: give their folder with --images");
+    }
     std::vector<Score> scores;
     for (const DataSet& data : find_data_sets(options)) {
       scores.push_back(evaluate_data_set(data, options));

@@ -3,7 +3,8 @@
     python tests/reference/all_metrics_parity.py --evaluate build/cpu/bin/evaluate
 
 Pairs are those of metrics_parity.py, thinned out, and more for what these measures look at: several objects, objects
-of less than 50 pixels, more than 53 objects, outlines of more than 2048 pixels.
+of less than 50 pixels, more than 53 objects, outlines of more than 2048 pixels, ragged regions with holes, objects
+on one line. Each has a colour image, in which the object is more or less hidden.
 Exits with 1 if a figure deviates by more than 1e-9 (relative above 1).
 Where PySODMetrics fails or gives NaN, the reference is the definition in the header of the measure, which the classes
 named Defined... write out; everywhere else they are PySODMetrics itself.
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 import warnings
+import zlib
 from pathlib import Path
 
 import cv2
@@ -28,7 +30,6 @@ HANDLERS = {"fmeasure": psm.FmeasureHandler, "iou": psm.IOUHandler, "dice": psm.
             "precision": psm.PrecisionHandler, "recall": psm.RecallHandler, "specificity": psm.SpecificityHandler,
             "fpr": psm.FPRHandler, "oa": psm.OverallAccuracyHandler, "kappa": psm.KappaHandler}
 STANDARD = ("fmeasure", "iou", "dice", "ber")
-MEASURES = ("counts", "si", "msiou")
 
 
 def counts(pairs):
@@ -117,7 +118,77 @@ def multi_scale_iou(pairs):
     return {f"msiou_{regime}": take(metric.get_results()) for regime, take in REGIMES.items()}
 
 
-REFERENCES = {"counts": counts, "si": size_invariant, "msiou": multi_scale_iou}
+def correction_effort(pairs):
+    metric = psm.HumanCorrectionEffortMeasure()
+    for prediction, truth in pairs:
+        metric.step(prediction, truth)
+    return metric.get_results()
+
+
+class DefinedKernel:
+    """If the foreground lies on one oblique line, the limit of the kernel; else PySODMetrics'."""
+
+    line = None
+
+    def _compute_y_params(self, truth):
+        points = np.argwhere(truth > 0)
+        self.line = None
+        if len(points) > 1:
+            steps = points - points[0]
+            direction = steps[np.abs(steps).sum(1).argmax()]
+            if direction.all() and (steps[:, 0] * direction[1] == steps[:, 1] * direction[0]).all():
+                self.line = direction
+        return super()._compute_y_params(truth)
+
+    def _gaussian_kernel(self, rows, columns, covariance):
+        if self.line is None:
+            return super()._gaussian_kernel(rows, columns, covariance)
+        r, c = np.mgrid[-rows:rows + 1, -columns:columns + 1]
+        kernel = np.where(r * self.line[1] == c * self.line[0], np.exp(-(r * r + c * c) / (2 * self.alpha ** 2)), 0)
+        return kernel / kernel.sum()
+
+
+class DefinedContextMeasure(DefinedKernel, psm.ContextMeasure):
+    pass
+
+
+class DefinedCamouflageContextMeasure(DefinedKernel, psm.CamouflageContextMeasure):
+    """Where PySODMetrics fails because no patch fits into the image, no pixel is camouflaged."""
+
+    def _calculate_camouflage_degree(self, image, truth, w=7):
+        if min(image.shape[:2]) < w:
+            return image, np.zeros(truth.shape)
+        return super()._calculate_camouflage_degree(image, truth, w)
+
+
+def context(pairs):
+    metric = DefinedContextMeasure()
+    for prediction, truth in pairs:
+        metric.step(prediction, truth)
+    return metric.get_results()
+
+
+def camouflage_context(pairs):
+    metric = DefinedCamouflageContextMeasure()
+    for prediction, truth in pairs:
+        metric.step(prediction, truth, img=picture(truth))
+    return metric.get_results()
+
+
+REFERENCES = {"counts": counts, "si": size_invariant, "msiou": multi_scale_iou, "hce": correction_effort, "cm": context,
+              "ccm": camouflage_context}
+
+
+def picture(truth):
+    """A colour texture in which the object's colour is another or, every second time, the same; made from the truth
+    alone."""
+    rng = np.random.default_rng(zlib.crc32(truth.tobytes()))
+    noise = rng.integers(0, 256, (*truth.shape, 3)).astype(np.float64)
+    smooth = cv2.GaussianBlur(noise, (0, 0), float(rng.uniform(0.5, 3))).reshape(noise.shape)
+    image = smooth + rng.integers(-25, 26, noise.shape)
+    if rng.random() < 0.5:
+        image += (truth > 128)[..., None] * rng.integers(-60, 61, 3)
+    return np.clip(image, 0, 255).astype(np.uint8)
 
 
 def scenes(rng):
@@ -149,6 +220,23 @@ def scenes(rng):
     truth = np.zeros((30, 40), np.uint8)
     cv2.rectangle(truth, (0, 0), (39, 29), 255, 2)
     cases["frame"] = (soft_prediction(rng, truth), truth)
+    for index in range(60):
+        height, width = int(rng.integers(20, 120)), int(rng.integers(20, 120))
+        field = cv2.GaussianBlur(rng.normal(0, 1, (height, width)), (0, 0), float(rng.uniform(1, 5)))
+        other = field + 0.4 * field.std() / 0.14 * cv2.GaussianBlur(rng.normal(0, 1, field.shape), (0, 0), 2)
+        soft = np.clip(128 + 60 * (other - np.median(field)) / field.std(), 0, 255).astype(np.uint8)
+        cases[f"ragged-{index}"] = (soft, (field > np.median(field)).astype(np.uint8) * 255)
+    for index in range(20):
+        truth = np.zeros((60, 70), np.uint8)
+        step = np.array(((1, 1), (1, -1), (2, 1), (3, -2), (5, 4))[index % 5])
+        for k in range(2 + index // 5 * 2):
+            truth[tuple(np.array((20, 35)) + step * k)] = 255
+        cases[f"line-{index}"] = (soft_prediction(rng, truth), truth)
+    for index in range(20):
+        truth = np.zeros((90, 110), np.uint8)
+        cv2.line(truth, tuple(map(int, rng.integers(0, 90, 2))), tuple(map(int, rng.integers(0, 90, 2))), 255,
+                 1 + index % 3)
+        cases[f"thin-{index}"] = (soft_prediction(rng, truth), truth)
     for index, (height, width) in enumerate([(97, 103), (150, 210), (300, 420), (700, 520)]):
         truth = (rng.random((height, width)) < 0.3).astype(np.uint8) * 255
         cases[f"outline-{index}"] = (rng.integers(0, 256, (height, width)).astype(np.uint8) // 16 * 16, truth)
@@ -160,17 +248,19 @@ def compare(program, root, data_sets, pairs):
     for data_set, names in data_sets.items():
         for name in names:
             write_pair(root, data_set, name, *pairs[name])
-    options = ("--measures", ",".join(MEASURES))
+            (root / "images" / data_set).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(root / "images" / data_set / f"{name}.png"), picture(pairs[name][1])[..., ::-1])
+    options = ("--measures", ",".join(REFERENCES), "--images", root / "images")
     got = run(program, root, 2, *options)
     if run(program, root, 1, *options) != got:
         raise SystemExit("FAIL: the figures depend on the number of threads")
-    worst = dict.fromkeys(MEASURES, 0.0)
+    worst = dict.fromkeys(REFERENCES, 0.0)
     for data_set, names in data_sets.items():
         figures = got[data_set]
         if figures.pop("images") != len(names):
             raise SystemExit(f"FAIL: {data_set}: wrong number of images")
-        for measure in MEASURES:
-            want = REFERENCES[measure]([pairs[name] for name in names])
+        for measure, reference in REFERENCES.items():
+            want = reference([pairs[name] for name in names])
             for name, value in want.items():
                 figure = figures.pop(name)
                 deviation = abs(figure - value) / max(1.0, abs(value))
@@ -182,6 +272,40 @@ def compare(program, root, data_sets, pairs):
     return worst
 
 
+def check_errors(program):
+    """What ccm needs is asked for by name; `all` does without."""
+    image = np.full((20, 30), 200, np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_pair(root, "A", "one", image, image)
+        (root / "images/A").mkdir(parents=True)
+
+        def attempt(*options):
+            command = [program, "--pred", root / "pred", "--gt", root / "gt", "--json", root / "out.json", *options]
+            return subprocess.run([str(part) for part in command], capture_output=True, text=True)
+
+        def expect(code, options, *words):
+            result = attempt(*options)
+            if (result.returncode == 0) != (code == 0) or not all(word in result.stderr for word in words):
+                raise SystemExit(f"FAIL: {options}: expected {code} and {words}, got {result.returncode}: {result.stderr}")
+
+        images = ("--images", root / "images")
+        expect(1, ("--measures", "ccm"), "--images")
+        expect(1, ("--measures", "ccm", *images), "A/one", "no image in")
+        cv2.imwrite(str(root / "images/A/one.png"), np.zeros((20, 31, 3), np.uint8))
+        expect(1, ("--measures", "ccm", *images), "A/one", "20 x 31", "20 x 30")
+        expect(1, ("--measures", "iou"), "iou")
+        expect(0, ("--measures", "all"))
+        if "ccm" in (root / "out.json").read_text() or "kappa_max" not in (root / "out.json").read_text():
+            raise SystemExit("FAIL: --measures all without --images is all but ccm")
+        (root / "images/A").rename(root / "Imgs")
+        cv2.imwrite(str(root / "Imgs/one.png"), np.zeros((20, 30, 3), np.uint8))
+        expect(0, ("--measures", "all", "--images", root))
+        if "ccm" not in (root / "out.json").read_text():
+            raise SystemExit("FAIL: --measures all --images without ccm")
+    print("options: checked")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--evaluate", required=True, type=Path, help="the built program")
@@ -189,6 +313,7 @@ def main():
     warnings.filterwarnings("ignore")
     rng = np.random.default_rng(20250218)
 
+    check_errors(program)
     edges = edge_cases(rng)
     pairs = dict(list(edges.items())[::4]) | scenes(rng)
     if len(pairs) < 300:

@@ -7,10 +7,12 @@
 
 #include <moecod/metric/accumulator.hpp>
 #include <moecod/metric/ber.hpp>
+#include <moecod/metric/context_measure.hpp>
 #include <moecod/metric/dice.hpp>
 #include <moecod/metric/e_measure.hpp>
 #include <moecod/metric/f_measure.hpp>
 #include <moecod/metric/fpr.hpp>
+#include <moecod/metric/human_correction_effort.hpp>
 #include <moecod/metric/image_statistics.hpp>
 #include <moecod/metric/iou.hpp>
 #include <moecod/metric/kappa.hpp>
@@ -101,7 +103,9 @@ using SizeInvariantEvaluator = BasicEvaluator<Average<SiMae>,  //
                                               SizeInvariant<FMeasure, Iou, Dice, Ber, Precision, Recall, Specificity,
                                                             Fpr, OverallAccuracy, Kappa>>;
 
-/// Its scores of outlines, one evaluator each because they cost more.
+/// Its scores of outlines and of neighbourhoods. CamouflageContextMeasure stands alone: it reads the image too.
 using MultiScaleIouEvaluator = BasicEvaluator<MultiScaleIou>;
+using HumanCorrectionEffortEvaluator = BasicEvaluator<Average<HumanCorrectionEffort>>;
+using ContextEvaluator = BasicEvaluator<Average<ContextMeasure>>;
 
 }  // namespace moecod::metric
