@@ -255,11 +255,14 @@ def compare(program, root, data_sets, pairs):
     if run(program, root, 1, *options) != got:
         raise SystemExit("FAIL: the figures depend on the number of threads")
     worst = dict.fromkeys(REFERENCES, 0.0)
-    for data_set, names in data_sets.items():
+    for index, (data_set, names) in enumerate(data_sets.items()):
         figures = got[data_set]
         if figures.pop("images") != len(names):
             raise SystemExit(f"FAIL: {data_set}: wrong number of images")
         for measure, reference in REFERENCES.items():
+            if measure == "msiou" and index % 2 and len(names) == 1:  # half of them, as the reference is slow
+                figures = {name: value for name, value in figures.items() if not name.startswith(measure)}
+                continue
             want = reference([pairs[name] for name in names])
             for name, value in want.items():
                 figure = figures.pop(name)
@@ -284,23 +287,23 @@ def check_errors(program):
             command = [program, "--pred", root / "pred", "--gt", root / "gt", "--json", root / "out.json", *options]
             return subprocess.run([str(part) for part in command], capture_output=True, text=True)
 
-        def expect(code, options, *words):
+        def expect(succeeds, options, *words):
             result = attempt(*options)
-            if (result.returncode == 0) != (code == 0) or not all(word in result.stderr for word in words):
-                raise SystemExit(f"FAIL: {options}: expected {code} and {words}, got {result.returncode}: {result.stderr}")
+            if (result.returncode == 0) != succeeds or not all(word in result.stderr for word in words):
+                raise SystemExit(f"FAIL: {options}: expected {words}, got {result.returncode}: {result.stderr}")
 
         images = ("--images", root / "images")
-        expect(1, ("--measures", "ccm"), "--images")
-        expect(1, ("--measures", "ccm", *images), "A/one", "no image in")
+        expect(False, ("--measures", "ccm"), "--images")
+        expect(False, ("--measures", "ccm", *images), "A/one", "no image in")
         cv2.imwrite(str(root / "images/A/one.png"), np.zeros((20, 31, 3), np.uint8))
-        expect(1, ("--measures", "ccm", *images), "A/one", "20 x 31", "20 x 30")
-        expect(1, ("--measures", "iou"), "iou")
-        expect(0, ("--measures", "all"))
+        expect(False, ("--measures", "ccm", *images), "A/one", "20 x 31", "20 x 30")
+        expect(False, ("--measures", "iou"), "iou")
+        expect(True, ("--measures", "all"))
         if "ccm" in (root / "out.json").read_text() or "kappa_max" not in (root / "out.json").read_text():
             raise SystemExit("FAIL: --measures all without --images is all but ccm")
         (root / "images/A").rename(root / "Imgs")
         cv2.imwrite(str(root / "Imgs/one.png"), np.zeros((20, 30, 3), np.uint8))
-        expect(0, ("--measures", "all", "--images", root))
+        expect(True, ("--measures", "all", "--images", root))
         if "ccm" not in (root / "out.json").read_text():
             raise SystemExit("FAIL: --measures all --images without ccm")
     print("options: checked")
@@ -327,7 +330,7 @@ def main():
             worst = compare(program, Path(folder), data_sets, pairs)
         print(f"{title}: {sum(map(len, data_sets.values()))} pairs, largest deviation "
               + ", ".join(f"{measure} {value:.3g}" for measure, value in worst.items())
-              + f" (limit {TOLERANCE:g}), {time.perf_counter() - begin:.0f} s")
+              + f" (limit {TOLERANCE:g}), {time.perf_counter() - begin:.0f} s", flush=True)
         failed |= not all(value <= TOLERANCE for value in worst.values())
     print("FAIL" if failed else "OK")
     return int(failed)

@@ -152,7 +152,8 @@ def write_pair(root, data_set, name, prediction, truth):
 
 def run(program, root, threads, *options):
     out = root / "scores.json"
-    command = [program, "--pred", root / "pred", "--gt", root / "gt", "--json", out, "--threads", str(threads), *options]
+    command = [program, "--pred", root / "pred", "--gt", root / "gt", "--json", out, "--threads", str(threads)]
+    command += options
     subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
     return json.loads(out.read_text())["datasets"]
 

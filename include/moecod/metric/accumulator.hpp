@@ -122,8 +122,9 @@ class Binary {
   ExactMean mean_;
 };
 
-/// Accumulator of NAME_overall for each of the metrics: the counts at v > 0.5 are summed over the images, and the metric
-/// taken of the sums. So a large image weighs more than a small one, and one without foreground is no special case.
+/// Accumulator of NAME_overall for each of the metrics: the counts at v > 0.5 are summed over the images, and the
+/// metric taken of the sums. So a large image weighs more than a small one, and one without foreground is no special
+/// case.
 /// Source: PySODMetrics, handlers with sample_based = False.
 template <threshold_metric... Metrics>
 class Overall {

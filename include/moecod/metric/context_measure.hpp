@@ -23,8 +23,9 @@ namespace moecod::metric {
 /// 0 if truth or prediction is empty. Range [0, 1], 1 is best, but not reached where an object is thin: K is wider.
 ///
 /// K * g is a float32 in the reference, of a float32 kernel: added in float32, row by row, if the kernel has less than
-/// 130 weights, else in float64. Kept.
-/// Time O(height * width * kernel), with kernels of up to 729 weights; 0.2 s for 512 x 512.
+/// 130 weights, else in float64. Kept; but where a sum lies halfway between two float32, the reference's Fourier
+/// transform may round it the other way. Of an object of two or three pixels that moves the figure by some 1e-9.
+/// Time O(height * width * kernel), with kernels of up to 27 x 27 weights.
 /// Source: Wang et al. 2025, Context-measure, arXiv 2512.07076; PySODMetrics, ContextMeasure.
 struct ContextMeasure {
   static constexpr const char* name = "cm";

@@ -65,8 +65,8 @@ inline Contour walk(const BinaryMap& map, const Point& start, bool of_hole) {
 /// order of OpenCV's findContours with RETR_TREE and CHAIN_APPROX_NONE.
 ///
 /// A contour's parent is the one around it. Parents come before their children, children of one parent in the reverse
-/// of the order in which a scan row by row meets them, each followed by its own. An outline starts at its first pixel in
-/// that scan, that of a hole at the pixel left of the hole's first one.
+/// of the order in which a scan row by row meets them, each followed by its own. An outline starts at its first pixel
+/// in that scan, that of a hole at the pixel left of the hole's first one.
 /// Source: Suzuki and Abe, Topological Structural Analysis of Digitized Binary Images by Border Following, 1985.
 inline std::vector<Contour> contours(const BinaryMap& map) {
   const int64_t height = map.height();

@@ -17,15 +17,15 @@ namespace moecod::metric {
 
 /// Human correction effort: about how many clicks would mend the prediction v > 0.5.
 ///
-/// False areas that 5 erosions of (truth or prediction) by a cross remove need no mending; what is left is grown back by
-/// 5 dilations within the false area. The parts of the truth's skeleton that are missed count as missing. Then
+/// False areas that 5 erosions of (truth or prediction) by a cross remove need no mending; what is left is grown back
+/// by 5 dilations within the false area. The parts of the truth's skeleton that are missed count as missing. Then
 ///   - an area (8-connected) that does not border on its opposite costs 1 click, to delete it or to add it,
 ///   - the outlines of the others, where they run along the opposite, cost a click per corner once they are simplified
 ///     to within 2 pixels (see polyline.hpp).
 /// The opposite of an excess is what is right or missing, that of a missing area what is neither right nor mended.
 /// A pixel on several outlines belongs to the first, in the order of contours.hpp.
 ///
-/// A count, 0 is best; it grows with the size of the image. 15 ms for 512 x 512.
+/// A count, 0 is best; it grows with the size of the image.
 /// Source: Qin et al., Highly Accurate Dichotomous Image Segmentation, ECCV 2022; PySODMetrics,
 /// HumanCorrectionEffortMeasure.
 struct HumanCorrectionEffort {

@@ -51,8 +51,8 @@ inline Lab lab(const Rgb& color) {
   return {116.0 * f[1] - 16.0, 500.0 * (f[0] - f[1]), 200.0 * (f[1] - f[2])};
 }
 
-/// L*a*b* in 8 bits a channel, 255/100 L*, a* + 128, b* + 128, in the fixed-point arithmetic of OpenCV's cvtColor: equal
-/// to it for each of the 2^24 colours. The white is (0.950456, 1, 1.088754).
+/// L*a*b* in 8 bits a channel, 255/100 L*, a* + 128, b* + 128, in the fixed-point arithmetic of OpenCV's cvtColor:
+/// equal to it for each of the 2^24 colours. The white is (0.950456, 1, 1.088754).
 inline Rgb lab_8bit(const Rgb& color) {
   // Light in 1/(255 * 8), its cube root and 16/116 + 841/108 t in 1/2^15, the matrix in 1/2^12.
   constexpr int kLightSteps = 255 * 8;

@@ -26,8 +26,8 @@ namespace moecod::metric {
 /// The reference counts the truth's cells in half precision: a denominator above 2048 is rounded to 11 bits, and one
 /// from 65520 on is infinite, so that the score is 0. Kept, for equal figures.
 ///
-/// All thresholds at once: a pixel holds one bit for each, sums of bits are taken bit by bit. Memory O(1) beside a
-/// padded copy of the prediction; a 512 x 512 image takes some 20 ms.
+/// All thresholds at once: a pixel holds one bit for each, sums of bits are taken bit by bit. Memory O(1) beside
+/// padded copies of the maps.
 /// Source: Ahmadzadeh et al., Multiscale IOU, ICIP 2021; PySODMetrics, MSIoU.
 class MultiScaleIou {
  public:
@@ -132,7 +132,7 @@ class MultiScaleIou {
 
     int64_t at(int64_t row, int64_t column) const { return (row + 1) * stride_ + column + 1; }
 
-    /// The cell of side 2^scale at (row, column), counted in cells from the lower right corner; counts it and its parts.
+    /// The cell of side 2^scale at (row, column), numbered from the lower right corner; counts it and its parts.
     Cell visit(std::size_t scale, int64_t row, int64_t column) {
       Cell cell;
       if (scale == 0) {

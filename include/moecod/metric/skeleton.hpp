@@ -50,8 +50,8 @@ inline constexpr std::array<uint8_t, 256> kThinning = [] {
 
 /// The set thinned to lines of one pixel, as scikit-image's skeletonize does in two dimensions.
 ///
-/// Two passes take turns until nothing goes. With N, E, S, W the neighbours by edges, a pixel goes if it has 2 to 6 of 8
-/// neighbours, in one run around it, and
+/// Two passes take turns until nothing goes. With N, E, S, W the neighbours by edges, a pixel goes if it has 2 to 6 of
+/// 8 neighbours, in one run around it, and
 ///     not (E and S and (N or W)) in the first pass,    not (N and W and (E or S)) in the second,
 /// decided for all pixels of a pass at once. 25 of the 256 neighbourhoods are decided otherwise; they are listed above.
 /// Beyond the image there is nothing.
