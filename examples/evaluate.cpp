@@ -1,12 +1,13 @@
 // Scores predicted maps against ground truth, with the figures of PySODMetrics.
 //
 //   evaluate --pred predictions --gt TestDataset --json scores.json
+//   evaluate --pred predictions --gt TestDataset --measures all --images TestDataset
 //
 // Both folders hold masks directly, or one subfolder per data set. In a folder of data sets, masks may also lie in a
-// subfolder named GT, as in TestDataset/CAMO/GT. Masks are paired by name without the ending.
+// subfolder named GT, as in TestDataset/CAMO/GT, and images in one named Imgs. Files are paired by name without the
+// ending.
 //
-// --crf --images TestDataset finishes the maps with a dense random field over their pictures first. These lie as the
-// ground truths do, or in a data set's subfolder Imgs.
+// --crf --images TestDataset finishes the maps with a dense random field over their pictures first.
 
 #include <algorithm>
 #include <atomic>
@@ -16,6 +17,7 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -29,29 +31,50 @@
 #include <moecod/io/file.hpp>
 #include <moecod/io/image.hpp>
 #include <moecod/io/image_file.hpp>
+#include <moecod/metric/camouflage_context_measure.hpp>
 #include <moecod/metric/evaluator.hpp>
 
 namespace {
 
 namespace fs = std::filesystem;
-using moecod::metric::Evaluator;
-using moecod::metric::NamedValue;
+namespace metric = moecod::metric;
+using metric::NamedValue;
+
+constexpr const char* kMeasuresHelp =
+    "What to compute, a comma-separated list:\n"
+    "standard  S, E, F, weighted F, MAE, IoU, Dice, BER\n"
+    "counts    precision, recall, specificity, false positive rate, accuracy, kappa; every count over the data set\n"
+    "si        size-invariant MAE and counts\n"
+    "msiou     multi-scale IoU of the edges\n"
+    "hce       human correction effort\n"
+    "cm        context measure\n"
+    "ccm       camouflage context measure; needs --images\n"
+    "all       all of these, ccm with --images only";
 
 struct Options {
   fs::path predictions;
   fs::path truths;
-  fs::path images;  // of the pictures, for the random field
+  fs::path images;
   fs::path json;
   int threads = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  std::vector<std::string> measures{"standard"};
   bool resize = false;
   moecod::examples::CrfFlags crf;
+
+  bool names(const std::string& measure) const {
+    return std::find(measures.begin(), measures.end(), measure) != measures.end();
+  }
+  bool wants(const std::string& measure) const {
+    return names(measure) || (names("all") && (measure != "ccm" || !images.empty()));
+  }
+  bool reads_images() const { return crf.on || wants("ccm"); }
 };
 
 struct Case {
   std::string name;
   fs::path prediction;
   fs::path truth;
-  fs::path image;  // empty where no pictures are asked for
+  fs::path image;  // if something reads it
 };
 
 struct DataSet {
@@ -59,11 +82,99 @@ struct DataSet {
   std::vector<Case> cases;
 };
 
+/// The mean of the camouflage context measure, which reads the image beside the maps.
+class CamouflageContextEvaluator {
+ public:
+  void add(const metric::ImageStatistics& image, const uint8_t* rgb) {
+    mean_.add(metric::CamouflageContextMeasure::of(image, rgb));
+  }
+  void merge(const CamouflageContextEvaluator& other) { mean_.merge(other.mean_); }
+  std::vector<NamedValue> results() const { return {{metric::CamouflageContextMeasure::name, mean_.value()}}; }
+
+ private:
+  metric::ExactMean mean_;
+};
+
+/// The measures asked for; the others are empty and cost nothing.
+class Measures {
+ public:
+  explicit Measures(const Options& options) {
+    const auto use = [&](const char* name, auto& evaluator) {
+      if (options.wants(name)) {
+        evaluator.emplace();
+      }
+    };
+    use("standard", standard_);
+    use("counts", counts_);
+    use("si", size_invariant_);
+    use("msiou", multi_scale_iou_);
+    use("hce", correction_effort_);
+    use("cm", context_);
+    use("ccm", camouflage_context_);
+  }
+
+  /// One image; rgb are its pixels, read by the camouflage context measure only.
+  void add(const metric::MapPair& pair, const uint8_t* rgb) {
+    const metric::ImageStatistics image(pair);
+    each(
+        [&](auto& evaluator) {
+          if constexpr (requires { evaluator->add(image, rgb); }) {
+            evaluator->add(image, rgb);
+          } else {
+            evaluator->add(image);
+          }
+        },
+        *this);
+    ++images_;
+  }
+
+  void merge(const Measures& other) {
+    each([](auto& evaluator, const auto& theirs) { evaluator->merge(*theirs); }, *this, other);
+    images_ += other.images_;
+  }
+
+  int64_t images() const { return images_; }
+
+  /// The figures, one list per measure.
+  std::vector<std::vector<NamedValue>> results() const {
+    std::vector<std::vector<NamedValue>> lists;
+    each([&](const auto& evaluator) { lists.push_back(evaluator->results()); }, *this);
+    return lists;
+  }
+
+ private:
+  /// Calls visit with each evaluator in use, the same one of all the objects.
+  template <class Visit, class First, class... Rest>
+  static void each(const Visit& visit, First& first, Rest&... rest) {
+    const auto call = [&](auto member) {
+      if (first.*member) {
+        visit(first.*member, rest.*member...);
+      }
+    };
+    call(&Measures::standard_);
+    call(&Measures::counts_);
+    call(&Measures::size_invariant_);
+    call(&Measures::multi_scale_iou_);
+    call(&Measures::correction_effort_);
+    call(&Measures::context_);
+    call(&Measures::camouflage_context_);
+  }
+
+  std::optional<metric::Evaluator> standard_;
+  std::optional<metric::CountsEvaluator> counts_;
+  std::optional<metric::SizeInvariantEvaluator> size_invariant_;
+  std::optional<metric::MultiScaleIouEvaluator> multi_scale_iou_;
+  std::optional<metric::HumanCorrectionEffortEvaluator> correction_effort_;
+  std::optional<metric::ContextEvaluator> context_;
+  std::optional<CamouflageContextEvaluator> camouflage_context_;
+  int64_t images_ = 0;
+};
+
 struct Score {
   std::string name;
   int64_t images = 0;
   int64_t resized = 0;
-  std::vector<NamedValue> metrics;
+  std::vector<std::vector<NamedValue>> metrics;  // one list per measure
 };
 
 /// Collects what is wrong with the input, so that one run names every bad file.
@@ -93,7 +204,7 @@ class Problems {
   std::vector<std::string> problems_;
 };
 
-/// Masks of a folder by name without the ending, in the order of names.
+/// Masks or images of a folder by name without the ending, in the order of names.
 std::map<std::string, fs::path> masks_in(const fs::path& folder) {
   std::map<std::string, fs::path> masks;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
@@ -124,21 +235,32 @@ std::vector<fs::path> subfolders_of(const fs::path& folder) {
   return folders;
 }
 
-/// Without a folder of images the cases have none.
+/// The folder, or that of its subfolders NAME/Imgs, NAME and Imgs which is there.
+fs::path image_folder(const fs::path& folder, const std::string& name) {
+  for (const fs::path& inner : {fs::path(name) / "Imgs", fs::path(name), fs::path("Imgs")}) {
+    if (fs::is_directory(folder / inner)) {
+      return folder / inner;
+    }
+  }
+  return folder;
+}
+
 DataSet pair_up(std::string name, const fs::path& prediction_folder, const fs::path& truth_folder,
-                const fs::path& image_folder, Problems& problems) {
+                const Options& options, Problems& problems) {
   DataSet data{std::move(name), {}};
   const auto predictions = masks_in(prediction_folder);
-  const auto images = image_folder.empty() ? decltype(predictions)() : masks_in(image_folder);
+  const bool with_images = options.reads_images();
+  const fs::path images_folder = with_images ? image_folder(options.images, data.name) : fs::path();
+  const auto images = with_images ? masks_in(images_folder) : decltype(predictions){};
   for (const auto& [stem, truth] : masks_in(truth_folder)) {
     const auto prediction = predictions.find(stem);
     const auto image = images.find(stem);
     if (prediction == predictions.end()) {
       problems.add(data.name + "/" + stem + ": no prediction in " + prediction_folder.string());
-    } else if (!image_folder.empty() && image == images.end()) {
-      problems.add(data.name + "/" + stem + ": no picture in " + image_folder.string());
+    } else if (with_images && image == images.end()) {
+      problems.add(data.name + "/" + stem + ": no image in " + images_folder.string());
     } else {
-      data.cases.push_back({stem, prediction->second, truth, image_folder.empty() ? fs::path() : image->second});
+      data.cases.push_back({stem, prediction->second, truth, with_images ? image->second : fs::path()});
     }
   }
   return data;
@@ -151,7 +273,7 @@ std::vector<DataSet> find_data_sets(const Options& options) {
     const fs::path folder = fs::canonical(options.truths);
     const bool is_gt = folder.filename() == "GT" && folder.has_parent_path();
     const std::string name = (is_gt ? folder.parent_path() : folder).filename().string();
-    data_sets.push_back(pair_up(name, options.predictions, options.truths, options.images, problems));
+    data_sets.push_back(pair_up(name, options.predictions, options.truths, options, problems));
   } else {
     for (const fs::path& folder : subfolders_of(options.truths)) {
       const std::string name = folder.filename().string();
@@ -163,16 +285,7 @@ std::vector<DataSet> find_data_sets(const Options& options) {
         problems.add(name + ": no folder of predictions " + (options.predictions / name).string());
         continue;
       }
-      fs::path images = options.images;
-      if (!images.empty()) {
-        images /= name;
-        if (!fs::is_directory(images)) {
-          problems.add(name + ": no folder of pictures " + images.string());
-          continue;
-        }
-        images = with_masks(images, "Imgs");
-      }
-      data_sets.push_back(pair_up(name, options.predictions / name, truths, images, problems));
+      data_sets.push_back(pair_up(name, options.predictions / name, truths, options, problems));
     }
   }
   problems.throw_if_any();
@@ -184,9 +297,9 @@ std::vector<DataSet> find_data_sets(const Options& options) {
 
 /// What one thread gathers; the parts are merged at the end. The figures do not depend on which thread took which case.
 struct Part {
-  Evaluator evaluator;
+  Measures measures;
   int64_t resized = 0;
-  std::vector<std::string> problems;
+  std::vector<std::string> problems{};
 };
 
 void evaluate_case(const Case& one, const Options& options, Part& part) {
@@ -201,15 +314,24 @@ void evaluate_case(const Case& one, const Options& options, Part& part) {
     prediction = moecod::resize(prediction, truth.height, truth.width);
     ++part.resized;
   }
-  if (options.crf.on) {
-    prediction = options.crf.finish(moecod::io::read_rgb(one.image), std::move(prediction));
+  moecod::Image image;
+  if (!one.image.empty()) {
+    image = moecod::io::read_rgb(one.image);
+    if (image.height != truth.height || image.width != truth.width) {
+      throw std::runtime_error("image is " + std::to_string(image.height) + " x " + std::to_string(image.width) +
+                               ", ground truth " + std::to_string(truth.height) + " x " +
+                               std::to_string(truth.width) + " (height x width)");
+    }
   }
-  part.evaluator.add({prediction.pixels.data(), truth.pixels.data(), truth.height, truth.width});
+  if (options.crf.on) {
+    prediction = options.crf.finish(image, std::move(prediction));
+  }
+  part.measures.add({prediction.pixels.data(), truth.pixels.data(), truth.height, truth.width}, image.pixels.data());
 }
 
 Score evaluate_data_set(const DataSet& data, const Options& options) {
   const auto count = std::min(static_cast<std::size_t>(options.threads), data.cases.size());
-  std::vector<Part> parts(count);
+  std::vector<Part> parts(count, Part{Measures(options)});
   std::atomic<std::size_t> next{0};
   const auto work = [&](Part& part) {
     for (std::size_t index = next++; index < data.cases.size(); index = next++) {
@@ -227,9 +349,9 @@ Score evaluate_data_set(const DataSet& data, const Options& options) {
       threads.emplace_back(work, std::ref(part));
     }
   }
-  Part whole;
+  Part whole{Measures(options)};
   for (const Part& part : parts) {
-    whole.evaluator.merge(part.evaluator);
+    whole.measures.merge(part.measures);
     whole.resized += part.resized;
     whole.problems.insert(whole.problems.end(), part.problems.begin(), part.problems.end());
   }
@@ -237,38 +359,55 @@ Score evaluate_data_set(const DataSet& data, const Options& options) {
   Problems problems;
   problems.add(whole.problems);
   problems.throw_if_any();
-  return {data.name, whole.evaluator.images(), whole.resized, whole.evaluator.results()};
+  return {data.name, whole.measures.images(), whole.resized, whole.measures.results()};
 }
 
-/// Two lines of headings (metric, regime) and a row per data set.
-void print_table(const std::vector<Score>& scores) {
-  constexpr int kColumn = 9;
-  int name_width = 8;
-  for (const Score& score : scores) {
-    name_width = std::max(name_width, static_cast<int>(score.name.size()));
-  }
+/// Metric and regime of a name such as iou_max, si_iou_overall_max or si_mae.
+std::pair<std::string, std::string> heading_of(const std::string& name) {
+  const std::size_t prefix = name.starts_with("si_") ? 3 : 0;
+  const std::size_t split = name.find('_', prefix);
+  return {name.substr(0, split), split == std::string::npos ? "" : name.substr(split + 1)};
+}
+
+/// Two lines of headings (metric, regime) and a row per data set, for one measure.
+void print_table(const std::vector<Score>& scores, std::size_t measure, int name_width) {
   std::string metrics;
   std::string regimes;
   std::string previous;
-  for (const NamedValue& metric : scores.front().metrics) {
-    const std::size_t split = metric.name.find('_');
-    const std::string heading = metric.name.substr(0, split);
-    const std::string regime = split == std::string::npos ? "" : metric.name.substr(split + 1);
+  std::vector<int> widths;
+  for (const NamedValue& metric : scores.front().metrics[measure]) {
+    const auto [heading, regime] = heading_of(metric.name);
+    const std::string shown = heading == previous ? "" : heading;
+    const auto width = static_cast<int>(std::max({std::size_t{9}, shown.size(), regime.size()}));
     const auto right_aligned = [&](const std::string& text) {
-      return std::string(kColumn + 1 - std::min<std::size_t>(kColumn, text.size()), ' ') + text;
+      return std::string(static_cast<std::size_t>(width) + 1 - text.size(), ' ') + text;
     };
-    metrics += right_aligned(heading == previous ? "" : heading);
+    metrics += right_aligned(shown);
     regimes += right_aligned(regime);
+    widths.push_back(width);
     previous = heading;
   }
   std::printf("%-*s %7s%s\n", name_width, "", "", metrics.c_str());
   std::printf("%-*s %7s%s\n", name_width, "data set", "images", regimes.c_str());
   for (const Score& score : scores) {
     std::printf("%-*s %7lld", name_width, score.name.c_str(), static_cast<long long>(score.images));
-    for (const NamedValue& metric : score.metrics) {
-      std::printf(" %*.4f", kColumn, metric.value);
+    for (std::size_t column = 0; column < widths.size(); ++column) {
+      std::printf(" %*.4f", widths[column], score.metrics[measure][column].value);
     }
     std::printf("\n");
+  }
+}
+
+void print_tables(const std::vector<Score>& scores) {
+  int name_width = 8;
+  for (const Score& score : scores) {
+    name_width = std::max(name_width, static_cast<int>(score.name.size()));
+  }
+  for (std::size_t measure = 0; measure < scores.front().metrics.size(); ++measure) {
+    if (measure > 0) {
+      std::printf("\n");
+    }
+    print_table(scores, measure, name_width);
   }
   for (const Score& score : scores) {
     if (score.resized > 0) {
@@ -283,8 +422,10 @@ void write_json(const fs::path& path, const std::vector<Score>& scores) {
   for (const Score& score : scores) {
     nlohmann::ordered_json& entry = data_sets[score.name];
     entry["images"] = score.images;
-    for (const NamedValue& metric : score.metrics) {
-      entry[metric.name] = metric.value;
+    for (const std::vector<NamedValue>& list : score.metrics) {
+      for (const NamedValue& metric : list) {
+        entry[metric.name] = metric.value;
+      }
     }
   }
   moecod::io::write_atomically(path, nlohmann::ordered_json{{"datasets", std::move(data_sets)}}.dump(2) + "\n");
@@ -305,20 +446,28 @@ int main(int argc, char** argv) {
   app.add_option("--threads", options.threads, "Images evaluated at the same time")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
+  app.add_option("--measures", options.measures, kMeasuresHelp)
+      ->delimiter(',')
+      ->check(CLI::IsMember({"standard", "counts", "si", "msiou", "hce", "cm", "ccm", "all"}))
+      ->capture_default_str();
+  app.add_option("--images", options.images, "Folder of the images, laid out as --gt or --pred; for ccm and --crf")
+      ->check(CLI::ExistingDirectory);
   app.add_flag("--resize", options.resize, "Resize predictions whose size differs from the ground truth's");
-  CLI::Option* crf = moecod::examples::add_crf_flags(app, options.crf);
-  CLI::Option* images = app.add_option("--images", options.images,
-                                       "Folder of the pictures, or of one subfolder per data set; for --crf");
-  images->check(CLI::ExistingDirectory)->needs(crf);
-  crf->needs(images);
+  moecod::examples::add_crf_flags(app, options.crf);
   CLI11_PARSE(app, argc, argv);
 
   try {
+    if (options.crf.on && options.images.empty()) {
+      throw std::invalid_argument("--crf reads the images: give their folder with --images");
+    }
+    if (options.names("ccm") && options.images.empty()) {
+      throw std::invalid_argument("--measures ccm reads the images: give their folder with --images");
+    }
     std::vector<Score> scores;
     for (const DataSet& data : find_data_sets(options)) {
       scores.push_back(evaluate_data_set(data, options));
     }
-    print_table(scores);
+    print_tables(scores);
     if (!options.json.empty()) {
       write_json(options.json, scores);
     }

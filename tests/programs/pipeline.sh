@@ -100,8 +100,8 @@ refuses "expected flip, vflip or a scale from 0.1 to 10, got 'flop'" "${predict[
 refuses "scale 1.1 of 64 x 64 comes to 64 x 64" "${predict[@]}" --tta 1.1
 refuses "--crf-iterations requires --crf" "${predict[@]}" --crf-iterations 2
 refuses "--crf-tau: expected a number > 0, got 0" "${predict[@]}" --crf --crf-tau 0
-refuses "--crf requires --images" "$bin/evaluate" --pred masks --gt data/Test/GT_Object --crf
-refuses "no picture in data/Train/Image" "$bin/evaluate" --pred masks --gt data/Test/GT_Object --crf --images data/Train/Image
+refuses "--crf reads the images" "$bin/evaluate" --pred masks --gt data/Test/GT_Object --crf
+refuses "no image in data/Train/Image" "$bin/evaluate" --pred masks --gt data/Test/GT_Object --crf --images data/Train/Image
 refuses "missing" "$bin/predict" --checkpoint whole/expert_0_best.safetensors --input data/Test/Image --output m
 refuses "variant compiled is sparse" "${feature[@]}" --no-use-sparse-moe
 refuses "--use-ddp" "${feature[@]}" --use-ddp

@@ -1,4 +1,4 @@
-"""Compares the program `evaluate` with PySODMetrics 1.6.2: every metric, image by image and pooled.
+"""Compares the standard measures of `evaluate` with PySODMetrics 1.6.2, image by image and pooled.
 
     python tests/reference/metrics_parity.py --evaluate build/cpu/bin/evaluate
 
@@ -150,9 +150,10 @@ def write_pair(root, data_set, name, prediction, truth):
             raise RuntimeError(f"cannot write {folder / name}.png")
 
 
-def run(program, root, threads):
+def run(program, root, threads, *options):
     out = root / "scores.json"
     command = [program, "--pred", root / "pred", "--gt", root / "gt", "--json", out, "--threads", str(threads)]
+    command += options
     subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
     return json.loads(out.read_text())["datasets"]
 

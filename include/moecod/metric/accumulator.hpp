@@ -108,4 +108,35 @@ class Thresholded {
   ExactMean binary_;
 };
 
+/// Accumulator of NAME_binary alone, for a threshold metric whose other regimes stand elsewhere.
+template <threshold_metric Metric>
+class Binary {
+ public:
+  void add(const ImageStatistics& image) { mean_.add(Metric::of(image.binary())); }
+  void merge(const Binary& other) { mean_.merge(other.mean_); }
+  void results(std::vector<NamedValue>& out) const {
+    out.push_back({std::string(Metric::name) + "_binary", mean_.value()});
+  }
+
+ private:
+  ExactMean mean_;
+};
+
+/// Accumulator of NAME_overall for each of the metrics: the counts at v > 0.5 are summed over the images, and the
+/// metric taken of the sums. So a large image weighs more than a small one, and one without foreground is no special
+/// case.
+/// Source: PySODMetrics, handlers with sample_based = False.
+template <threshold_metric... Metrics>
+class Overall {
+ public:
+  void add(const ImageStatistics& image) { counts_ += image.binary(); }
+  void merge(const Overall& other) { counts_ += other.counts_; }
+  void results(std::vector<NamedValue>& out) const {
+    (out.push_back({std::string(Metrics::name) + "_overall", Metrics::of(counts_)}), ...);
+  }
+
+ private:
+  Confusion counts_;
+};
+
 }  // namespace moecod::metric

@@ -17,6 +17,14 @@ struct Confusion {
   int64_t background() const { return true_negative + false_positive; }
   int64_t size() const { return foreground() + background(); }
 
+  Confusion& operator+=(const Confusion& other) {
+    true_positive += other.true_positive;
+    false_positive += other.false_positive;
+    true_negative += other.true_negative;
+    false_negative += other.false_negative;
+    return *this;
+  }
+
   friend bool operator==(const Confusion&, const Confusion&) = default;
 };
 

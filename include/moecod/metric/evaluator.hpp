@@ -7,14 +7,25 @@
 
 #include <moecod/metric/accumulator.hpp>
 #include <moecod/metric/ber.hpp>
+#include <moecod/metric/context_measure.hpp>
 #include <moecod/metric/dice.hpp>
 #include <moecod/metric/e_measure.hpp>
 #include <moecod/metric/f_measure.hpp>
+#include <moecod/metric/fpr.hpp>
+#include <moecod/metric/human_correction_effort.hpp>
 #include <moecod/metric/image_statistics.hpp>
 #include <moecod/metric/iou.hpp>
+#include <moecod/metric/kappa.hpp>
 #include <moecod/metric/mae.hpp>
 #include <moecod/metric/map_pair.hpp>
+#include <moecod/metric/multi_scale_iou.hpp>
+#include <moecod/metric/overall_accuracy.hpp>
+#include <moecod/metric/precision.hpp>
+#include <moecod/metric/recall.hpp>
 #include <moecod/metric/s_measure.hpp>
+#include <moecod/metric/si_mae.hpp>
+#include <moecod/metric/size_invariant.hpp>
+#include <moecod/metric/specificity.hpp>
 #include <moecod/metric/weighted_f_measure.hpp>
 
 namespace moecod::metric {
@@ -66,7 +77,7 @@ class BasicEvaluator {
   int64_t images_ = 0;
 };
 
-/// All metrics of this folder, as PySODMetrics 1.6.2 computes them. A new metric is one header and one line here.
+/// The metrics that papers on camouflaged objects report, as PySODMetrics 1.6.2 computes them.
 using Evaluator = BasicEvaluator<Average<SMeasure>,         //
                                  Thresholded<EMeasure>,     //
                                  Thresholded<FMeasure>,     //
@@ -75,5 +86,26 @@ using Evaluator = BasicEvaluator<Average<SMeasure>,         //
                                  Thresholded<Iou>,          //
                                  Thresholded<Dice>,         //
                                  Thresholded<Ber>>;
+
+/// Its other functions of the counts, and all of them over the counts of a whole data set.
+using CountsEvaluator = BasicEvaluator<Binary<FMeasure>,             //
+                                       Thresholded<Precision>,       //
+                                       Thresholded<Recall>,          //
+                                       Thresholded<Specificity>,     //
+                                       Thresholded<Fpr>,             //
+                                       Thresholded<OverallAccuracy>, //
+                                       Thresholded<Kappa>,           //
+                                       Overall<FMeasure, Iou, Dice, Ber, Precision, Recall, Specificity, Fpr,
+                                               OverallAccuracy, Kappa>>;
+
+/// Its size-invariant variants.
+using SizeInvariantEvaluator = BasicEvaluator<Average<SiMae>,  //
+                                              SizeInvariant<FMeasure, Iou, Dice, Ber, Precision, Recall, Specificity,
+                                                            Fpr, OverallAccuracy, Kappa>>;
+
+/// Its scores of outlines and of neighbourhoods. CamouflageContextMeasure stands alone: it reads the image too.
+using MultiScaleIouEvaluator = BasicEvaluator<MultiScaleIou>;
+using HumanCorrectionEffortEvaluator = BasicEvaluator<Average<HumanCorrectionEffort>>;
+using ContextEvaluator = BasicEvaluator<Average<ContextMeasure>>;
 
 }  // namespace moecod::metric

@@ -1,12 +1,12 @@
 #pragma once
 
-#include <algorithm>
 #include <array>
 #include <cstdint>
 
 #include <moecod/metric/confusion.hpp>
 #include <moecod/metric/map_pair.hpp>
 #include <moecod/metric/pairwise_sum.hpp>
+#include <moecod/metric/threshold_counts.hpp>
 
 #ifdef __FAST_MATH__
 #error "moecod/metric must be compiled without -ffast-math: the metrics are defined down to the order of rounding"
@@ -20,9 +20,7 @@ inline constexpr double kEpsilon = 0x1p-52;
 /// What the metrics of one image share: values of the levels, histograms, mean, and the counts at every threshold.
 ///
 /// Level p of the prediction has the value v(p) = p / 255, and (v - min) / (max - min) if the image is not constant.
-///   curve()[i]    counts of trunc(255 v) >= 255 - i, for i = 0 ... 255
-///   adaptive()    counts of v >= min(2 mean(v), 1)
-///   binary()      counts of v > 0.5
+/// curve(), adaptive() and binary() are the counts of threshold_counts.hpp.
 /// All are float64 in the operation order of PySODMetrics. No product feeds a sum on the way to a bin or a threshold,
 /// so there is nothing for the compiler to contract (GCC contracts under -mfma or -march=native); reordering under
 /// -ffast-math is refused above.
@@ -31,9 +29,9 @@ inline constexpr double kEpsilon = 0x1p-52;
 /// maps must outlive it. Errors: std::invalid_argument from check(MapPair).
 class ImageStatistics {
  public:
-  static constexpr int kLevels = 256;
-  using Histogram = std::array<int64_t, kLevels>;
-  using Curve = std::array<Confusion, kLevels>;
+  static constexpr int kLevels = metric::kLevels;
+  using Histogram = metric::Histogram;
+  using Curve = ThresholdCounts::Curve;
 
   explicit ImageStatistics(const MapPair& pair) : pair_(pair) {
     check(pair);
@@ -41,10 +39,7 @@ class ImageStatistics {
     set_values();
     mean_ = pairwise_sum(pair_.size(), [this](int64_t pixel) { return values_[pair_.prediction[pixel]]; }) /
             static_cast<double>(pair_.size());
-    set_curve();
-    const double threshold = std::min(2 * mean_, 1.0);
-    adaptive_ = counts_where([&](double value) { return value >= threshold; });
-    binary_ = counts_where([](double value) { return value > 0.5; });
+    counts_ = ThresholdCounts(foreground_levels_, background_levels_, values_, mean_);
   }
 
   const MapPair& pair() const { return pair_; }
@@ -54,6 +49,7 @@ class ImageStatistics {
 
   /// v(level), in [0, 1].
   double value(uint8_t level) const { return values_[level]; }
+  const std::array<double, kLevels>& values() const { return values_; }
   /// The straight line v(level) = (level - lowest_level()) * value_step(), up to rounding.
   double lowest_level() const { return lowest_level_; }
   double value_step() const { return value_step_; }
@@ -63,9 +59,9 @@ class ImageStatistics {
   const Histogram& background_levels() const { return background_levels_; }
 
   double mean() const { return mean_; }
-  const Curve& curve() const { return curve_; }
-  const Confusion& adaptive() const { return adaptive_; }
-  const Confusion& binary() const { return binary_; }
+  const Curve& curve() const { return counts_.curve(); }
+  const Confusion& adaptive() const { return counts_.adaptive(); }
+  const Confusion& binary() const { return counts_.binary(); }
 
  private:
   void count_levels() {
@@ -101,40 +97,6 @@ class ImageStatistics {
     value_step_ = 1.0 / (lowest == highest ? 255 : highest - lowest);
   }
 
-  void set_curve() {
-    Histogram foreground{};
-    Histogram background{};
-    for (int level = 0; level < kLevels; ++level) {
-      const auto bin = static_cast<uint8_t>(values_[level] * 255);
-      foreground[bin] += foreground_levels_[level];
-      background[bin] += background_levels_[level];
-    }
-    int64_t true_positive = 0;
-    int64_t false_positive = 0;
-    for (int index = 0; index < kLevels; ++index) {
-      true_positive += foreground[kLevels - 1 - index];
-      false_positive += background[kLevels - 1 - index];
-      curve_[index] = counts(true_positive, false_positive);
-    }
-  }
-
-  template <class Predicate>
-  Confusion counts_where(const Predicate& predicate) const {
-    int64_t true_positive = 0;
-    int64_t false_positive = 0;
-    for (int level = 0; level < kLevels; ++level) {
-      if (predicate(values_[level])) {
-        true_positive += foreground_levels_[level];
-        false_positive += background_levels_[level];
-      }
-    }
-    return counts(true_positive, false_positive);
-  }
-
-  Confusion counts(int64_t true_positive, int64_t false_positive) const {
-    return {true_positive, false_positive, background_size() - false_positive, foreground_size_ - true_positive};
-  }
-
   MapPair pair_;
   std::array<double, kLevels> values_{};
   double lowest_level_ = 0;
@@ -143,9 +105,7 @@ class ImageStatistics {
   Histogram background_levels_{};
   int64_t foreground_size_ = 0;
   double mean_ = 0;
-  Curve curve_{};
-  Confusion adaptive_;
-  Confusion binary_;
+  ThresholdCounts counts_;
 };
 
 }  // namespace moecod::metric
