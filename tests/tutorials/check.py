@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 
-BLOCK = re.compile(r"(## (\d)\. .*?```text\n)(.*?)(```)", re.S)
+BLOCK = re.compile(r"(## (\d)\. (?:(?!\n## ).)*?```text\n)(.*?)(```)", re.S)
 
 
 def output_of(program):
