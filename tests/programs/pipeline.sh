@@ -69,8 +69,8 @@ for key in expert_3 ensemble dense uniform random_top2 best_pair oracle alone; d
 done
 
 # The feature level: two stages in one run, and a run that stops between and within them.
-feature=("$bin/train_feature_level_moe" --preset demo --data-root data --seed 2 --img-size 64 --head-width 8 --epochs 3
-         --stage1-epochs 1 --use-ema)
+stages=("$bin/train_feature_level_moe" --preset demo --data-root data --seed 2 --img-size 64 --head-width 8 --epochs 3)
+feature=("${stages[@]}" --stage1-epochs 1 --use-ema)
 "${feature[@]}" --checkpoint-dir feature > /dev/null 2>&1
 "${feature[@]}" --checkpoint-dir pieces --stop-after 1 > /dev/null 2>&1
 [ ! -e pieces/last_stage2.safetensors ] || fail "--stop-after 1 went on into the second stage"
@@ -106,5 +106,5 @@ refuses "missing" "$bin/predict" --checkpoint whole/expert_0_best.safetensors --
 refuses "variant compiled is sparse" "${feature[@]}" --no-use-sparse-moe
 refuses "--use-ddp" "${feature[@]}" --use-ddp
 refuses "--moe-num-experts" "${feature[@]}" --moe-num-experts 4
-refuses "--stage1-epochs 5 is more than --epochs 3" "${feature[@]}" --stage1-epochs 5
+refuses "--stage1-epochs 5 is more than --epochs 3" "${stages[@]}" --stage1-epochs 5
 echo "pipeline: all checks passed"
