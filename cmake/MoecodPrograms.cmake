@@ -1,5 +1,6 @@
 # moecod_program(NAME SOURCE... [TORCH_FREE] [OPENCV]): an executable with the project's warnings, the shared
-# precompiled header and the sanitizers of the preset. TORCH_FREE programs link neither LibTorch nor its header.
+# precompiled header and the sanitizers of the preset; moecod_object: the same for objects to be linked into one.
+# TORCH_FREE ones link neither LibTorch nor its header.
 
 add_library(moecod_strict INTERFACE)
 target_compile_options(moecod_strict INTERFACE -Wall -Wextra -Werror -Wno-unknown-pragmas
@@ -14,15 +15,14 @@ if(MOECOD_BUILD_TESTS OR MOECOD_BUILD_EXAMPLES OR MOECOD_BUILD_BENCH)
   find_package(Threads REQUIRED)
   find_package(CLI11 REQUIRED)
   find_package(nlohmann_json REQUIRED)
-  file(WRITE "${CMAKE_BINARY_DIR}/pch.cpp" "// Carries the precompiled header.\n")
+  file(CONFIGURE OUTPUT "${CMAKE_BINARY_DIR}/pch.cpp" CONTENT "// Carries the precompiled header.\n")
   add_library(moecod_pch OBJECT "${CMAKE_BINARY_DIR}/pch.cpp")
   target_link_libraries(moecod_pch PRIVATE moecod moecod_strict)
   target_precompile_headers(moecod_pch PRIVATE "${PROJECT_SOURCE_DIR}/cmake/pch.hpp")
 endif()
 
-function(moecod_program name)
+function(moecod_settings name)
   cmake_parse_arguments(PARSE_ARGV 1 arg "TORCH_FREE;OPENCV" "" "")
-  add_executable(${name} ${arg_UNPARSED_ARGUMENTS})
   target_link_libraries(${name} PRIVATE moecod_strict Threads::Threads CLI11::CLI11 nlohmann_json::nlohmann_json)
   target_include_directories(${name} PRIVATE "${PROJECT_SOURCE_DIR}/include" "${PROJECT_SOURCE_DIR}")
   if(arg_OPENCV AND MOECOD_WITH_OPENCV)
@@ -34,3 +34,25 @@ function(moecod_program name)
     target_precompile_headers(${name} REUSE_FROM moecod_pch)
   endif()
 endfunction()
+
+function(moecod_program name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "TORCH_FREE;OPENCV" "" "")
+  add_executable(${name} ${arg_UNPARSED_ARGUMENTS})
+  moecod_settings(${ARGV})
+  if(NOT arg_TORCH_FREE)
+    target_link_libraries(${name} PRIVATE moecod_any_backbone)
+  endif()
+endfunction()
+
+function(moecod_object name)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "TORCH_FREE;OPENCV" "" "")
+  add_library(${name} OBJECT ${arg_UNPARSED_ARGUMENTS})
+  moecod_settings(${ARGV})
+endfunction()
+
+# The backbones that backbone::Any can name, compiled once for all programs.
+if(TARGET moecod_pch)
+  file(CONFIGURE OUTPUT "${CMAKE_BINARY_DIR}/any_backbone.cpp" CONTENT "#include \"moecod/backbone/any.ipp\"\n")
+  add_library(moecod_any_backbone STATIC EXCLUDE_FROM_ALL "${CMAKE_BINARY_DIR}/any_backbone.cpp")
+  moecod_settings(moecod_any_backbone)
+endif()

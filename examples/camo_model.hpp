@@ -113,7 +113,7 @@ inline CamoOptions recorded_options(const std::filesystem::path& path) {
   const auto found = file.metadata().find(model_key);
   if (found == file.metadata().end())
     throw std::runtime_error(path.string() + " does not record a model (no '" + model_key +
-                             "' in its header): give a checkpoint of train_model_level_moe");
+                             "' in its header): give a checkpoint of one of the trainers");
   CamoOptions options;
   train::options_from_json(nlohmann::json::parse(found->second), options);
   return options;

@@ -13,8 +13,8 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "examples/camo_model.hpp"
 #include "examples/crf_flags.hpp"
+#include "examples/loaded_model.hpp"
 #include "moecod/io/file.hpp"
 #include "moecod/io/image_file.hpp"
 #include "moecod/io/map_image.hpp"
@@ -46,24 +46,19 @@ struct Options {
   examples::CrfFlags crf;
 };
 
-/// One checkpoint's model, its decisions for the batch at hand, and those for all pictures.
+/// One checkpoint's model, its answer for the batch at hand, and its decisions for all pictures.
 struct Member {
-  std::unique_ptr<examples::Camo> model;
-  RoutedLogits last;
+  examples::LoadedModel model;
+  examples::Asked last;
   nlohmann::ordered_json decisions = nlohmann::ordered_json::object();
 };
 
-/// The side that the model sees: the one asked for, or that of the checkpoints' training.
-int64_t side_of(const Options& options) {
-  int64_t size = options.size;
-  if (size == 0) {
-    size = examples::recorded_size(options.checkpoints.front());
-    for (const std::string& checkpoint : options.checkpoints) {
-      const int64_t other = examples::recorded_size(checkpoint);
-      TORCH_CHECK(other == size, "--checkpoint: ", options.checkpoints.front(), " was trained at ", size, " pixels, ",
-                  checkpoint, " at ", other, ": say which to use with --img-size");
-    }
-  }
+/// The side that the models see: the one asked for, or that of the checkpoints' training.
+int64_t side_of(const Options& options, const std::vector<Member>& members) {
+  const int64_t size = options.size > 0 ? options.size : members.front().model.size;
+  for (std::size_t m = 0; options.size == 0 && m < members.size(); ++m)
+    TORCH_CHECK(members[m].model.size == size, "--checkpoint: ", options.checkpoints.front(), " was trained at ", size,
+                " pixels, ", options.checkpoints[m], " at ", members[m].model.size, ": say which to use with --img-size");
   TORCH_CHECK(size % 32 == 0, "--img-size must be a multiple of 32, got ", size);
   return size;
 }
@@ -75,7 +70,7 @@ post::Ensemble ensemble_of(std::vector<Member>& members, const std::vector<post:
   for (Member& member : members)
     models.emplace_back(post::Augmented(
         [&member](const at::Tensor& images) {
-          RoutedLogits out = (*member.model)(images, WithRouting{});
+          examples::Asked out = member.model.ask(images);
           if (!member.last.logits.defined()) member.last = out;
           return out.logits;
         },
@@ -83,26 +78,43 @@ post::Ensemble ensemble_of(std::vector<Member>& members, const std::vector<post:
   return post::Ensemble(std::move(models));
 }
 
+/// {"experts": [...], "weights": [...]} of one picture.
+nlohmann::ordered_json decision_json(const examples::LevelDecision& level, int64_t picture) {
+  nlohmann::ordered_json json;
+  for (int64_t k = 0; k < level.experts.size(1); ++k) {
+    json["experts"].push_back(level.experts[picture][k].item<int64_t>());
+    json["weights"].push_back(level.weights[picture][k].item<double>());
+  }
+  return json;
+}
+
+/// A model-level mixture decides once a picture; of a feature-level one there is a list, finest level first.
 void note_decisions(Member& member, const std::vector<std::string>& names) {
-  const at::Tensor chosen = member.last.top_k_indices.to(at::kCPU), weights = member.last.top_k_weights.to(at::kCPU);
+  for (examples::LevelDecision& level : member.last.levels)
+    level = {level.experts.to(at::kCPU), level.weights.to(at::kCPU)};
   for (std::size_t i = 0; i < names.size(); ++i) {
-    auto& decision = member.decisions[names[i]];
-    for (int64_t k = 0; k < chosen.size(1); ++k) {
-      decision["experts"].push_back(chosen[int64_t(i)][k].item<int64_t>());
-      decision["weights"].push_back(weights[int64_t(i)][k].item<double>());
+    auto& picture = member.decisions[names[i]];
+    if (member.last.levels.size() == 1) {
+      picture = decision_json(member.last.levels[0], int64_t(i));
+    } else {
+      for (const examples::LevelDecision& level : member.last.levels)
+        picture["levels"].push_back(decision_json(level, int64_t(i)));
     }
   }
   member.last = {};
 }
 
-/// The decisions of one checkpoint under "pictures"; of several, a list with one such entry each.
+/// The names of the experts and each picture's decision; of several checkpoints, a list with one such entry each.
 nlohmann::ordered_json routing_json(const Options& options, const std::vector<Member>& members) {
-  nlohmann::ordered_json json{{"experts", examples::expert_names}};
+  nlohmann::ordered_json json;
   if (members.size() == 1) {
+    json["experts"] = members[0].model.experts;
     json["pictures"] = members[0].decisions;
   } else {
     for (std::size_t m = 0; m < members.size(); ++m)
-      json["checkpoints"].push_back({{"checkpoint", options.checkpoints[m]}, {"pictures", members[m].decisions}});
+      json["checkpoints"].push_back({{"checkpoint", options.checkpoints[m]},
+                                     {"experts", members[m].model.experts},
+                                     {"pictures", members[m].decisions}});
   }
   return json;
 }
@@ -112,11 +124,8 @@ int run(const Options& options) {
   const bool cuda = options.device == "cuda" || (options.device == "auto" && torch::cuda::is_available());
   const at::Device device = cuda ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
   std::vector<Member> members;
-  for (const std::string& checkpoint : options.checkpoints) {
-    members.push_back({examples::load_camo(checkpoint)});
-    members.back().model->to(device);
-  }
-  const int64_t size = side_of(options);
+  for (const std::string& checkpoint : options.checkpoints) members.push_back({examples::load_model(checkpoint, device)});
+  const int64_t size = side_of(options, members);
   post::Ensemble ensemble = ensemble_of(members, post::views_from(options.views));
   const std::vector<fs::path> pictures = pictures_at(options.input);
   std::set<std::string> stems;

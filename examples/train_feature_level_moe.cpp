@@ -4,17 +4,15 @@
 
 #include <CLI/CLI.hpp>
 
-#include <algorithm>
 #include <filesystem>
 #include <iostream>
 #include <optional>
 #include <string>
 
 #include "examples/feature_model.hpp"
-#include "examples/training_data.hpp"
+#include "examples/feature_recipe.hpp"
+#include "examples/feature_training.hpp"
 #include "moecod/backbone/keys.hpp"
-#include "moecod/train/feature_level_task.hpp"
-#include "moecod/train/trainer.hpp"
 
 namespace {
 
@@ -44,56 +42,6 @@ struct ProgramOptions {
       nested(&ProgramOptions::data));
 };
 
-io::Metadata about(const FeatureModelOptions& model, const FeatureStage& stage) {
-  return {{"format", "pt"},
-          {feature_model_key, train::options_to_json(model).dump()},
-          {"moecod.img_size", std::to_string(stage.trainer.size)},
-          {"stage", std::to_string(stage.stage.number)}};
-}
-
-/// Trains one stage, from its beginning or from `resumed`, for at most `epochs` epochs unless that is 0. Returns how many
-/// epochs it ran.
-int64_t run_stage(FeatureModel& model, const FeatureModelOptions& options, const FeatureStage& stage,
-                  const ProgramOptions& program, at::Device device, int64_t epochs,
-                  const train::Checkpoint* resumed, nlohmann::ordered_json& best) {
-  train::TrainerOptions trainer_options = stage.trainer;
-  trainer_options.stop_after = epochs;
-  if (program.warmup_epochs > 0)
-    trainer_options.warmup = std::min(1.0, program.warmup_epochs / double(trainer_options.epochs));
-  const TrainingData sources =
-      open_training_data(program.data, trainer_options.size, trainer_options.seed, stage.stage.number);
-  fs::create_directories(program.checkpoint_dir);
-  train::Trainer<train::FeatureLevelTask<FeatureModel>> trainer(
-      model, stage.stage, trainer_options, device,
-      [&] { return std::make_unique<FeatureModel>(feature_options(options)); });
-  if (resumed != nullptr) trainer.load_state(*resumed);
-  const int64_t begun = trainer.epoch();
-  data::Loader<data::AnySource> validation(
-      sources.validation, {.batch = trainer_options.batch_size, .height = trainer_options.size,
-                           .width = trainer_options.size, .train = false, .workers = trainer_options.workers});
-  const fs::path folder = program.checkpoint_dir;
-  const std::string name = "stage" + std::to_string(stage.stage.number);
-  std::cout << name << ": " << stage.stage.name << std::endl;
-  train::MetricsLog log(folder / ("metrics_" + name + ".jsonl"), trainer.epoch());
-  trainer.fit(
-      sources.training, validation, log,
-      [&](const auto& result) {
-        if (!best.is_null() && result.validation.iou <= best.get<double>()) return;
-        best = result.validation.iou;
-        io::Metadata words = about(options, stage);
-        words["epoch"] = std::to_string(result.epoch);
-        words["validation_iou"] = std::to_string(result.validation.iou);
-        io::write_state(folder / "feature_best.safetensors", state_dict(model), words);
-      },
-      [&] {
-        train::Checkpoint checkpoint{.weights = state_dict(model), .about = about(options, stage),
-                                     .state = trainer.state(), .progress = trainer.progress()};
-        checkpoint.progress["best"] = best;
-        train::save_checkpoint(folder / ("last_" + name), checkpoint);
-      });
-  return trainer.epoch() - begun;
-}
-
 int run(const ProgramOptions& program, const FeatureModelOptions& options, const FeatureRecipe& recipe,
         const train::TrainerOptions& trainer) {
   check_single_process(program.use_ddp);
@@ -119,11 +67,26 @@ int run(const ProgramOptions& program, const FeatureModelOptions& options, const
                 ", these flags make ", stages.size(), " stages");
   }
   model.to(device);
+  FeatureRun run{.folder = program.checkpoint_dir, .data = program.data, .device = device,
+                 .warmup_epochs = program.warmup_epochs,
+                 .about = {{"format", "pt"},
+                           {feature_model_key, train::options_to_json(options).dump()},
+                           {"moecod.img_size", std::to_string(trainer.size)}}};
   int64_t left = trainer.stop_after;  // 0: all
   for (const FeatureStage& stage : stages) {
     if (stage.stage.number < first) continue;
     const bool continues = resumed && stage.stage.number == first;
-    const int64_t ran = run_stage(model, options, stage, program, device, left, continues ? &*resumed : nullptr, best);
+    const int64_t ran = train_feature_stage<FeatureModel>(
+        model, [&] { return std::make_unique<FeatureModel>(feature_options(options)); }, stage, run, left,
+        continues ? &*resumed : nullptr, best, [&](const auto& result) {
+          if (!best.is_null() && result.validation.iou <= best.template get<double>()) return;
+          best = result.validation.iou;
+          io::Metadata words = run.about;
+          words["stage"] = std::to_string(stage.stage.number);
+          words["epoch"] = std::to_string(result.epoch);
+          words["validation_iou"] = std::to_string(result.validation.iou);
+          io::write_state(run.folder / "feature_best.safetensors", state_dict(model), words);
+        });
     if (trainer.stop_after > 0 && (left -= ran) <= 0) return 0;
   }
   std::cout << (fs::path(program.checkpoint_dir) / "feature_best.safetensors").string() << "  validation IoU "
@@ -139,8 +102,11 @@ int main(int argc, char** argv) {
   FeatureModelOptions model;
   FeatureRecipe recipe;
   train::TrainerOptions trainer;
-  apply_feature_preset(peek(argc, argv, "--preset", program.preset) == "demo" ? "demo" : "full", model, trainer, recipe);
+  const std::string preset = peek(argc, argv, "--preset", program.preset) == "demo" ? "demo" : "full";
+  apply_model_preset(preset, model);
+  apply_recipe_preset(preset, trainer, recipe);
   train::add_flags(app, program);
+  app.add_option("--dataset-path", program.data.data_root, "another name of --data-root");
   train::add_flags(app, model);
   train::add_flags(app, recipe);
   train::add_flags(app, trainer);

@@ -7,13 +7,12 @@ the report says so. Needs nothing but Python's standard library.
 """
 
 import argparse
-import os
 import re
 import sys
 from html import escape, unescape
 from pathlib import Path
 
-from reporting import gallery, outcome, training
+from reporting import gallery, outcome, shell, training
 from reporting.results import ReportError, Results, mapping, number
 
 
@@ -56,20 +55,20 @@ def dataset_sections(results, name, dataset):
     pictures = gallery.gallery(results, name)
     out = []
     if pictures:
-        out.append(f'<section><h2>What it sees{title}</h2><p class="lead">Image, ground truth, prediction, and errors: '
-                   '<span class="hit-word">hits white</span>, <span class="miss-word">misses green</span>, '
-                   '<span class="alarm-word">false alarms magenta</span>. Below, the experts that the router chose, '
-                   f"with their weights.</p>{pictures}</section>")
-    out.append(f'<section><h2>Who finds how much{title}</h2><p class="lead">Mean IoU per image at threshold 0.5, as '
-               "the difference to the best single expert (chosen on validation). Bars: one standard error, paired by "
-               f"image.</p>{outcome.comparison(results, dataset)}</section>")
-    out.append(f"<section><h2>All measures{title}</h2>{outcome.table(results, dataset, outcome.MAIN_METRICS, caption)}")
+        out.append((f"What it sees{title}", '<p class="lead">Image, ground truth, prediction, and errors: '
+                    '<span class="hit-word">hits white</span>, <span class="miss-word">misses green</span>, '
+                    '<span class="alarm-word">false alarms magenta</span>. Below, the experts that the router chose, '
+                    f"with their weights.</p>{pictures}"))
+    out.append((f"Who finds how much{title}", '<p class="lead">Mean IoU per image at threshold 0.5, as '
+                "the difference to the best single expert (chosen on validation). Bars: one standard error, paired by "
+                f"image.</p>{outcome.comparison(results, dataset)}"))
+    measures = outcome.table(results, dataset, outcome.MAIN_METRICS, caption)
     if every:
-        out.append("<details><summary>Every threshold policy</summary>"
-                   f'{outcome.table(results, dataset, every, "Pooled over the data set.")}</details>')
-    out.append(f"</section><section><h2>Which expert for which picture{title}</h2>"
-               f"{outcome.by_regime(results, dataset)}</section>")
-    return "".join(out)
+        measures += ("<details><summary>Every threshold policy</summary>"
+                     f'{outcome.table(results, dataset, every, "Pooled over the data set.")}</details>')
+    out.append((f"All measures{title}", measures))
+    out.append((f"Which expert for which picture{title}", outcome.by_regime(results, dataset)))
+    return out
 
 
 def page(results):
@@ -80,33 +79,14 @@ def page(results):
         first, second = outcome.verdict(results, dataset)
         where = f"<span>{escape(name)}</span> " if len(results.datasets) > 1 else ""
         hero.append(f'<h1>{where}{first}</h1><p class="lead">{second}</p>{outcome.tiles(results, dataset)}')
-    body = "".join(dataset_sections(results, name, mapping(d)) for name, d in results.datasets.items())
+    sections = [s for name, d in results.datasets.items() for s in dataset_sections(results, name, mapping(d))]
     rows = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts(results))
-    style = (Path(__file__).parent / "reporting" / "style.css").read_text(encoding="utf-8")
     curves, routing = training.curves(results), training.routing_over_time(results)
     missing = "".join(f"<li>{escape(text)}</li>" for text in results.missing)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-<header><p class="title">{escape(title)}</p>{"".join(hero) or "<h1>There are no test results yet.</h1>"}</header>
-{body}
-<section><h2>How it learned</h2>{curves}</section>
-<section><h2>How the router balanced</h2>{routing}</section>
-{f'<section><h2>How it was made</h2><dl>{rows}</dl></section>' if rows else ""}
-{f'<section><h2>What is missing here</h2><ul class="missing">{missing}</ul></section>' if missing else ""}
-</main>
-</body>
-</html>
-"""
+    header = "".join(hero) or "<h1>There are no test results yet.</h1>"
+    return shell.page(title, header, [*sections, ("How it learned", curves), ("How the router balanced", routing),
+                                      ("How it was made", f"<dl>{rows}</dl>" if rows else ""),
+                                      ("What is missing here", f'<ul class="missing">{missing}</ul>' if missing else "")])
 
 
 def main():
@@ -117,9 +97,7 @@ def main():
         results = Results(folder)
         text = page(results)
         target = folder / "report.html"
-        partial = folder / ".report.html.partial"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, target)
+        shell.write(target, text)
     except (ReportError, OSError) as error:
         print(f"report.py: {error}", file=sys.stderr)
         return 1

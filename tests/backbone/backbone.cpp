@@ -11,9 +11,11 @@
 
 #include "moecod/backbone/any.hpp"
 #include "moecod/backbone/concept.hpp"
+#include "moecod/backbone/convnext.hpp"
 #include "moecod/backbone/drop_path.hpp"
 #include "moecod/backbone/keys.hpp"
 #include "moecod/backbone/pvt_v2.hpp"
+#include "moecod/backbone/swin.hpp"
 #include "moecod/core/state.hpp"
 #include "moecod/model/mac_counter.hpp"
 #include "moecod/model/summary.hpp"

@@ -1,4 +1,6 @@
 // The block: routing, dispatchers, storage of experts, mixtures, swap, monitor.
+#include <random>
+
 #include "moecod/moe/mixture.hpp"
 
 #include "moecod/moe/balance/ema_bias.hpp"
@@ -352,6 +354,17 @@ TEST(Monitor, NoiseFloorIsThatOfUniformRandomRouting) {
   check(4, 1, {0.77, 0.54, 0.38, 0.19});
   check(4, 2, {0.42, 0.30, 0.21, 0.11});
   check(6, 2, {0.71, 0.50, 0.36, 0.18});
+}
+
+TEST(Monitor, NoiseFloorOfManyRowsIsThatOfASimulationToo) {
+  std::mt19937 random(1);
+  double mean = 0;
+  for (int trial = 0; trial < 200; ++trial) {
+    std::vector<int64_t> counts(6);
+    for (int row = 0; row < 9000; ++row) ++counts[random() % 6];
+    mean += max_violation(counts) / 200;
+  }
+  EXPECT_NEAR(max_violation_noise_floor(9000, 6, 1), mean, 0.1 * mean);
 }
 
 TEST(Monitor, ReportsWhatItObserved) {

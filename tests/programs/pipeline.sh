@@ -78,6 +78,12 @@ feature=("${stages[@]}" --stage1-epochs 1 --use-ema)
 "${feature[@]}" --checkpoint-dir pieces --resume-from pieces/last_stage2 > /dev/null 2>&1
 same feature/last_stage2.safetensors pieces/last_stage2.safetensors
 same feature/feature_best.safetensors pieces/feature_best.safetensors
+"$bin/predict" --checkpoint feature/feature_best.safetensors whole/ensemble_best.safetensors --input data/Test/Image \
+  --output masks_both --routing both.json > /dev/null 2>&1
+"$bin/predict" --checkpoint feature/feature_best.safetensors --input data/Test/Image --output masks_feature \
+  --routing feature.json > /dev/null 2>&1
+[ "$(grep -c '"weights"' feature.json)" = $((4 * $(ls data/Test/Image | wc -l))) ] || fail "not four decisions a picture"
+! cmp -s <(cat masks_feature/*) <(cat masks_both/*) || fail "a second checkpoint changed nothing"
 grep -q '"trained_usage"' feature/metrics_stage2.jsonl || fail "no usage in the feature level's log"
 
 # Bad input is refused by name.

@@ -26,6 +26,7 @@
 #include "moecod/train/checkpoint.hpp"
 #include "moecod/train/clip.hpp"
 #include "moecod/train/ema.hpp"
+#include "moecod/train/interference.hpp"
 #include "moecod/train/late_scalar.hpp"
 #include "moecod/train/optimizer.hpp"
 #include "moecod/train/parameter_groups.hpp"
@@ -384,6 +385,19 @@ TEST(Muon, RefusesWhatIsNoMatrix) {
 }
 
 // ---------------------------------------------------------------------------------------- clip.hpp, precision.hpp
+
+TEST(Interference, IsTheCosineOfTheGradientsOverAllParameters) {
+  const at::Tensor w = at::ones({2}).set_requires_grad(true), v = at::ones({1}).set_requires_grad(true);
+  const at::Tensor unused = at::ones({3}).set_requires_grad(true);
+  const at::Tensor task = 3 * w[0] + 4 * v[0];  // gradients (3, 0), (4)
+  EXPECT_NEAR(gradient_cosine(task, 5 * v.sum(), {w, v, unused}), 0.8, 1e-12);
+  EXPECT_NEAR(gradient_cosine(task, -task, {w, v}), -1, 1e-12);
+  EXPECT_NEAR(gradient_cosine(task, w[1], {w, v}), 0, 1e-12);
+  EXPECT_TRUE(std::isnan(gradient_cosine(task, unused.sum(), {w, v})));
+  EXPECT_TRUE(std::isnan(gradient_cosine(task, at::zeros({}), {w, v}))) << "a loss without a graph";
+  EXPECT_FALSE(w.grad().defined()) << "no gradient is left behind";
+  task.backward();  // the graph is still there
+}
 
 TEST(Clip, NormAgreesWithLibTorchAndSmallGradientsStay) {
   for (const at::Device device : devices()) {

@@ -1,14 +1,9 @@
 #pragma once
 #include <memory>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "moecod/backbone/backbone.hpp"
-#include "moecod/backbone/convnext.hpp"
-#include "moecod/backbone/edgenext.hpp"
-#include "moecod/backbone/pvt_v2.hpp"
-#include "moecod/backbone/swin.hpp"
 #include "moecod/moe/kind.hpp"
 
 namespace moecod::backbone {
@@ -17,12 +12,11 @@ namespace moecod::backbone {
 ///
 /// It stands wherever a backbone type does: `ModelLevel<backbone::Any, ...>`. The model holds the module that `make`
 /// returns, so parameters have the same names as with the type itself. Names are timm's.
-/// Errors: c10::Error that lists the names, for one that is not among them.
+///
+/// Its two functions are defined in moecod/backbone/any.ipp, so that a file that uses Any does not compile every backbone:
+/// include that in exactly one source file of a program.
 struct Any {
   using policy_kind = kind::backbone;
-  /// The backbones that can be named; a new one is added here.
-  using Known = std::tuple<PvtV2B0, PvtV2B1, PvtV2B2, PvtV2B2Li, PvtV2B3, PvtV2B4, PvtV2B5, EdgeNextSmall,
-                           EdgeNextBase, SwinTiny, SwinSmall, SwinBase, ConvNextTiny, ConvNextSmall, ConvNextBase>;
 
   struct Options {
     std::string name = "pvt_v2_b2";
@@ -30,25 +24,11 @@ struct Any {
     double drop_path = 0.0;
   };
 
-  static std::vector<std::string> names() {
-    return [&]<class... B>(std::tuple<B...>*) {
-      return std::vector<std::string>{B::name...};
-    }(static_cast<Known*>(nullptr));
-  }
+  /// The names that there are.
+  static std::vector<std::string> names();
 
-  static std::shared_ptr<Backbone> make(const Options& options) {
-    std::shared_ptr<Backbone> out;
-    [&]<class... B>(std::tuple<B...>*) {
-      const auto make_if_named = [&]<class T>(T*) {
-        if (options.name == T::name) out = std::make_shared<T>(typename T::Options{.drop_path = options.drop_path});
-      };
-      (make_if_named(static_cast<B*>(nullptr)), ...);
-    }(static_cast<Known*>(nullptr));
-    if (out) return out;
-    std::string list;
-    for (const std::string& name : names()) list += (list.empty() ? "" : ", ") + name;
-    TORCH_CHECK(false, "backbone: there is no '", options.name, "'; known are ", list);
-  }
+  /// Errors: c10::Error that lists the names, for one that is not among them.
+  static std::shared_ptr<Backbone> make(const Options& options);
 };
 
 }  // namespace moecod::backbone

@@ -22,10 +22,14 @@ inline double max_violation(const std::vector<int64_t>& counts) {
 }
 
 /// The mean MaxVio of routing that is perfectly uniform and random: what chance alone gives for N rows to K of E.
-/// Simulated with a fixed seed; `trials` of 2,000 give about two digits.
+/// Simulated with a fixed seed; `trials` of 2,000 give about two digits. Of more than 2,000 rows that many are simulated
+/// and scaled by the root of their share, as deviations of sums are.
 inline double max_violation_noise_floor(int64_t rows, int64_t experts, int64_t per_row, int64_t trials = 2000) {
   TORCH_CHECK(rows >= 1 && experts >= per_row && per_row >= 1, "max_violation_noise_floor: expected rows >= 1 and ",
               "experts >= per_row >= 1, got ", rows, ", ", experts, ", ", per_row);
+  constexpr int64_t most = 2000;
+  if (rows > most)
+    return max_violation_noise_floor(most, experts, per_row, trials) * std::sqrt(double(most) / double(rows));
   std::mt19937_64 random(20240815);
   std::vector<int64_t> deck(experts);
   std::iota(deck.begin(), deck.end(), 0);
@@ -135,7 +139,7 @@ class Monitor {
     const int64_t experts = int64_t(out.counts.size());
     const int64_t per_row = std::clamp<int64_t>(std::llround(total / double(out.rows)), 1, experts);
     out.max_violation = moecod::max_violation(out.counts);
-    out.noise_floor = max_violation_noise_floor(out.rows, experts, per_row, out.rows > 2000 ? 200 : 2000);
+    out.noise_floor = max_violation_noise_floor(out.rows, experts, per_row);
     out.batch_noise_floor = max_violation_noise_floor(first_.front().size(0), experts, per_row);
     out.entropy = entropy_.empty() ? NAN : at::cat(entropy_).mean().item<double>();
     out.label_information = out.label_information_chance = NAN;

@@ -1,0 +1,16 @@
+#pragma once
+// Settings of the policies for runs of some hundred steps. A policy that is not named here keeps its defaults.
+
+#include "moecod/moe/moe.hpp"
+
+namespace moecod::examples::ablation {
+
+template <class Options>
+void settle(Options&) {}
+
+// Biases must be able to travel: their defaults are for tens of thousands of steps.
+inline void settle(balance::EmaBias::Options& o) { o.rate = 0.05, o.decay = 0.9; }
+inline void settle(balance::LossFree::Options& o) { o.rate = 5e-3; }
+inline void settle(balance::SmoothBias::Options& o) { o.rate = 5e-3; }
+
+}  // namespace moecod::examples::ablation

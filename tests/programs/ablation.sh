@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# ablation.sh BIN SOURCE: a small ablation, interrupted and finished, its table and its page, and bad input.
+set -euo pipefail
+bin=$1
+source=$2
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+
+fail() { echo "ablation: $*" >&2; exit 1; }
+refuses() {
+  local text=$1; shift
+  if "$@" > refused.log 2>&1; then cat refused.log >&2; fail "should have been refused: $*"; fi
+  grep -qF -- "$text" refused.log || { cat refused.log >&2; fail "expected '$text' from: $*"; }
+}
+
+"$bin/make_dataset" --output data --procedural 9 --train 16 --validation 8 --test 6 --size 64 --seed 4 > /dev/null
+small=("$bin/ablation" --data-root data --img-size 64 --head-width 8 --epochs 2 --stage1-epochs 1)
+"${small[@]}" --output whole --rows Switch granularity --seeds 2 --at-once 2 > log 2>&1 || { cat log >&2; fail "did not run"; }
+[ "$(wc -l < whole/results.csv)" = 7 ] || fail "expected a line a run, three rows of two seeds"
+[ "$(head -1 whole/results.csv | tr ',' '\n' | wc -l)" = "$(tail -1 whole/results.csv | tr ',' '\n' | wc -l)" ] ||
+  fail "the head of results.csv has another number of columns than its lines"
+switch=GlobalPool-ReplicatedConv-TopKSoftmax-2-Switch-Grouped
+grep -q '"cosine":\[-\?[01]' whole/$switch/seed0/interference_stage2.jsonl || fail "no angle for an auxiliary loss"
+grep -q '"cosine":\[null' whole/GlobalPool-*-EmaBias-Masked/seed0/interference_stage2.jsonl ||
+  fail "an angle where there is no auxiliary loss"
+
+# A run that lost its result goes on from its last epoch, alone, and comes to the same figures.
+cp whole/results.csv before.csv
+rm whole/$switch/seed1/result.json
+"${small[@]}" --output whole --rows Switch granularity --seeds 2 > log 2>&1
+grep -q "5 runs done, 1 to go" log || fail "did not keep what was there"
+cmp -s before.csv whole/results.csv || fail "a run that was taken up again reached other figures"
+
+python3 "$source/scripts/ablation_page.py" whole > /dev/null
+grep -q "<h2>Granularity</h2>" whole/index.html || fail "no table on the page"
+
+refuses "had --lr 0.002, these have 0.5: give another folder" "${small[@]}" --output whole --rows Switch --lr 0.5
+refuses "there is no table or policy 'Switc'" "${small[@]}" --output other --rows Switc
+refuses "--data-root is missing" "$bin/ablation" --output other
+refuses "its log: broken/" "$bin/ablation" --output broken --rows Switch --seeds 1 --data-root data --img-size 64 \
+  --head-width 8 --epochs 1 --stage1-epochs 0 --batch-size 64
+grep -q "fewer than one optimizer step" broken/*/seed0/log.txt || fail "the log does not say why"
+echo "ablation: all checks passed"

@@ -1,0 +1,152 @@
+"""Tests of scripts/ablation_page.py and scripts/feature_report.py: what they show, and what they refuse.
+
+    python3 tests/scripts/pages_test.py
+"""
+
+import contextlib
+import html.parser
+import io
+import json
+import re
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+from unittest import mock
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+import ablation_page  # noqa: E402
+import feature_report  # noqa: E402
+from reporting import ablation  # noqa: E402
+
+VOID = {"meta", "br", "rect", "line"}
+
+
+class Checker(html.parser.HTMLParser):
+    """Every element that is opened is closed, in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.words = [], ""
+        self.feed(text)
+        if self.open:
+            raise AssertionError(f"left open: {self.open}")
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID and self.open.pop() != tag:
+            raise AssertionError(f"</{tag}> closes another")
+
+    def handle_data(self, data):
+        self.words += data + " "
+
+
+def epoch(iou, usage, words="good"):
+    level = {"usage": usage, "max_violation": 3 * max(usage) - 1, "noise_floor": 0.2, "entropy": 1.0,
+             "trained_usage": usage, "balance": words}
+    return {"loss": 2 - iou, "val_iou": {"ensemble": iou}, "seconds_per_step": 0.25, "levels": [level, level]}
+
+
+def run(folder, balance, seed, iou, cosine=None):
+    place = folder / f"GlobalPool-{balance}" / f"seed{seed}"
+    place.mkdir(parents=True)
+    level = {"usage": [0.2, 0.3, 0.5], "max_violation": 0.5, "noise_floor": 0.1, "entropy": 1.0}
+    policies = ["GlobalPool", "ReplicatedConv", "TopKSoftmax", "2", balance, "Grouped"]
+    base = [*policies[:4], "EmaBias", "Grouped"]
+    (place / "result.json").write_text(json.dumps(
+        {"pictures": 6, "metrics": {"mean_iou": iou, "mae": 1 - iou, "smeasure": None}, "levels": [level, level],
+         "table": "balance", "policies": policies, "base": base, "seed": seed, "stages": 1}))
+    (place / "metrics_stage1.jsonl").write_text(
+        "".join(json.dumps(epoch(x, [0.2, 0.3, 0.5])) + "\n" for x in (iou / 2, iou)))
+    (place / "interference_stage1.jsonl").write_text(json.dumps({"epoch": 0, "cosine": [cosine, cosine]}) + "\n")
+
+
+def main_of(module, folder):
+    out, errors = io.StringIO(), io.StringIO()
+    with mock.patch.object(sys, "argv", ["program", str(folder)]), contextlib.redirect_stdout(out), \
+            contextlib.redirect_stderr(errors):
+        status = module.main()
+    return status, out.getvalue(), errors.getvalue()
+
+
+class AblationPage(unittest.TestCase):
+    def setUp(self):
+        self.scratch = tempfile.TemporaryDirectory()
+        self.addCleanup(self.scratch.cleanup)
+        self.folder = Path(self.scratch.name)
+        for seed, iou in enumerate((0.50, 0.52, 0.54)):
+            run(self.folder, "EmaBias", seed, iou)
+            run(self.folder, "Switch", seed, iou + 0.1, cosine=-0.25)
+            run(self.folder, "None", seed, iou + 0.01)
+
+    def test_a_difference_counts_only_beyond_the_spread_of_the_seeds(self):
+        rows = {row.policies[4]: row for row in ablation.read(self.folder)}
+        base = ablation.base_of(list(rows.values()))
+        self.assertEqual(base.policies[4], "EmaBias")
+        gap, beyond = rows["Switch"].difference(base, "mean_iou")
+        self.assertAlmostEqual(gap, 0.1)
+        self.assertTrue(beyond)
+        gap, beyond = rows["None"].difference(base, "mean_iou")
+        self.assertAlmostEqual(gap, 0.01)
+        self.assertFalse(beyond, "0.01 is less than the root of 0.02^2 + 0.02^2")
+        self.assertEqual(rows["None"].difference(base, "smeasure"), (None, False))
+
+    def test_the_page_shows_figures_differences_and_angles(self):
+        status, out, _ = main_of(ablation_page, self.folder)
+        self.assertEqual((status, out.strip()), (0, str(self.folder / "index.html")))
+        text = (self.folder / "index.html").read_text()
+        Checker(text)
+        self.assertIn("0.520 <small>± 0.020</small>", text)
+        self.assertIn("<b>+0.100</b>", text)
+        self.assertIn("<br>+0.010", text)
+        self.assertIn("-0.25 · -0.25", text)
+        self.assertIn("– · –", text, "no angle without an auxiliary loss")
+        self.assertEqual(len(re.findall(r'class="chart"', text)), 2, "a chart of MaxVio a level")
+
+    def test_a_folder_without_runs_or_with_a_broken_one_is_refused(self):
+        with tempfile.TemporaryDirectory() as empty:
+            status, _, errors = main_of(ablation_page, empty)
+            self.assertEqual(status, 1)
+            self.assertIn("run the ablation first", errors)
+        broken = next(self.folder.glob("*/seed1/result.json"))
+        broken.write_text("{}")
+        status, _, errors = main_of(ablation_page, self.folder)
+        self.assertEqual(status, 1)
+        self.assertIn(str(broken), errors)
+        self.assertFalse((self.folder / "index.html").exists())
+
+
+class FeatureReport(unittest.TestCase):
+    def setUp(self):
+        self.scratch = tempfile.TemporaryDirectory()
+        self.addCleanup(self.scratch.cleanup)
+        self.folder = Path(self.scratch.name)
+
+    def test_it_marks_the_use_of_every_level(self):
+        first = [epoch(0.1, [1.0, 0.0, 0.0], "collapsed"), epoch(0.2, [0.2, 0.3, 0.5], "good")]
+        second = [epoch(0.4, [0.34, 0.33, 0.33], "ideal"), epoch(0.3, [0.34, 0.33, 0.33], "ideal")]
+        for stage, epochs in enumerate((first, second), 1):
+            (self.folder / f"metrics_stage{stage}.jsonl").write_text("".join(json.dumps(e) + "\n" for e in epochs))
+        self.assertEqual(main_of(feature_report, self.folder)[0], 0)
+        text = (self.folder / "report.html").read_text()
+        words = Checker(text).words
+        self.assertIn("0.400", words)
+        self.assertIn("at its best of 4 epochs", words)
+        self.assertIn("epochs: 1 collapsed, 1 good, 2 ideal", words)
+        self.assertIn("Level 2: ideal", words)
+        self.assertIn("34 %", words)
+        self.assertIn("stage 2", words)
+
+    def test_a_folder_without_logs_is_refused(self):
+        status, _, errors = main_of(feature_report, self.folder)
+        self.assertEqual(status, 1)
+        self.assertIn("no epoch in", errors)
+        self.assertFalse((self.folder / "report.html").exists())
+
+
+if __name__ == "__main__":
+    unittest.main()
