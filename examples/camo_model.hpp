@@ -7,6 +7,7 @@
 #include <string>
 #include <tuple>
 
+#include "examples/policy_options.hpp"
 #include "moecod/backbone/any.hpp"
 #include "moecod/core/options.hpp"
 #include "moecod/expert/pranet.hpp"
@@ -32,39 +33,27 @@ using Camo = ModelLevel<backbone::Any,
                         Mixture<router::Pyramid<>, Distinct<expert::SINet, expert::PraNet, expert::ZoomNet, expert::Ujsc>,
                                 select::TopK<2>, balance::LossFree, dispatch::Batched>>;
 
-using CamoBalance = Camo::mixture_type::balance_type;
-
-/// Bias policies have a rate and a window, auxiliary losses have neither: the flags set what the policy compiled has.
-template <class Options>
-void set_bias(Options& options, double rate, int64_t window) {
-  if constexpr (requires { options.rate = rate; }) options.rate = rate;
-  if constexpr (requires { options.window = window; }) options.window = window;
-}
-template <class Options>
-double default_rate(const Options& options) {
-  if constexpr (requires { options.rate; }) return options.rate;
-  return 0;
-}
-
 /// What makes one model of that type differ from another.
 struct CamoOptions {
   std::string backbone = "pvt_v2_b2";
   int64_t num_experts = Camo::num_experts;
-  int64_t top_k = Camo::mixture_type::select_type::per_row;
+  int64_t top_k = experts_per_row<Camo::mixture_type>();
   int64_t sinet_width = expert::SINet::Options().width;
   int64_t pranet_width = expert::PraNet::Options().width;
   int64_t zoomnet_width = expert::ZoomNet::Options().width;
   int64_t ujsc_width = expert::Ujsc::Options().width;
   bool zoom_resample = false;
   int64_t router_width = router::Pyramid<>::Options().width;
-  double bias_rate = default_rate(CamoBalance::Options());
+  double bias_rate = default_rate<Camo::mixture_type::balance_type::Options>();
   int64_t bias_window = 1;
   bool gradient_checkpointing = false;
 
   static constexpr auto options = std::make_tuple(
       option(&CamoOptions::backbone, "backbone", "timm's name of the shared backbone"),
-      option(&CamoOptions::num_experts, "num-experts", "experts; the variant compiled has 4", between(4, 4)),
-      option(&CamoOptions::top_k, "top-k", "experts a picture; the variant compiled has 2", between(2, 2)),
+      option(&CamoOptions::num_experts, "num-experts", "experts; as compiled",
+             between(Camo::num_experts, Camo::num_experts)),
+      option(&CamoOptions::top_k, "top-k", "experts a picture; as compiled",
+             between(experts_per_row<Camo::mixture_type>(), experts_per_row<Camo::mixture_type>())),
       option(&CamoOptions::sinet_width, "sinet-width", "channels of the SINet-style decoder", at_least(8)),
       option(&CamoOptions::pranet_width, "pranet-width", "channels of the PraNet-style decoder", at_least(8)),
       option(&CamoOptions::zoomnet_width, "zoomnet-width", "channels of the ZoomNet-style decoder", at_least(8)),
@@ -88,7 +77,8 @@ inline Camo::Options camo_options(const CamoOptions& o) {
   zoomnet.resample = o.zoom_resample;
   ujsc.width = o.ujsc_width;
   out.mixture.router.width = o.router_width;
-  set_bias(out.mixture.balance, o.bias_rate, o.bias_window);
+  set_rate(out.mixture.balance, o.bias_rate);
+  set_window(out.mixture.balance, o.bias_window);
   out.recompute = o.gradient_checkpointing;
   return out;
 }
@@ -122,6 +112,7 @@ inline CamoOptions recorded_options(const std::filesystem::path& path) {
 /// The model of a weights file, in eval mode.
 /// Errors: as recorded_options; one c10::Error that lists the keys that do not fit.
 inline std::unique_ptr<Camo> load_camo(const std::filesystem::path& path) {
+  check_variant<Camo>(path.string(), io::SafetensorsFile(io::detail::weights_file(path)).metadata());
   auto model = std::make_unique<Camo>(camo_options(recorded_options(path)));
   io::load_state(*model, io::read_state(path));
   model->eval();

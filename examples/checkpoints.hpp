@@ -42,6 +42,7 @@ inline void write_parts(const std::filesystem::path& path, const torch::nn::Modu
     if (starts_with_any(entry.first, prefixes)) some.push_back(entry);
   about["format"] = "pt";
   about[model_key] = train::options_to_json(options).dump();
+  about[variant_key] = variant<Camo>();
   about[backbone_key] = backbone_id(all);
   io::write_state(path, some, about);
 }

@@ -3,11 +3,12 @@
 
 #include <nlohmann/json.hpp>
 
+#include <array>
 #include <memory>
 #include <string>
 #include <tuple>
-#include <vector>
 
+#include "examples/policy_options.hpp"
 #include "moecod/backbone/any.hpp"
 #include "moecod/core/options.hpp"
 #include "moecod/expert/contrast.hpp"
@@ -33,27 +34,29 @@ using FeatureModel =
                                                  expert::Contrast<>, expert::Texture<>, expert::Frequency<>>,
                                         select::TopK<2>, balance::EmaBias, dispatch::Batched>>;
 
-inline const std::vector<std::string> feature_expert_names{"Texture 1", "Frequency 1", "Edge", "Contrast", "Texture 2",
-                                                           "Frequency 2"};
+/// One a place, in the order of the experts.
+inline const std::array<std::string, FeatureModel::num_experts> feature_expert_names{
+    "Texture 1", "Frequency 1", "Edge", "Contrast", "Texture 2", "Frequency 2"};
 
 /// What makes one model of that type differ from another.
 struct FeatureModelOptions {
   std::string backbone = "pvt_v2_b2";
   bool sparse = true;
   int64_t num_experts = FeatureModel::num_experts;
-  int64_t top_k = FeatureModel::mixture_type::select_type::per_row;
+  int64_t top_k = experts_per_row<FeatureModel::mixture_type>();
   int64_t head_width = FeatureHeadOptions().width;
-  double bias_rate = balance::EmaBias::Options().rate;
-  double bias_decay = balance::EmaBias::Options().decay;
+  double bias_rate = default_rate<FeatureModel::mixture_type::balance_type::Options>();
+  double bias_decay = default_decay<FeatureModel::mixture_type::balance_type::Options>();
   bool deep_supervision = true;
   bool gradient_checkpointing = false;
 
   static constexpr auto options = std::make_tuple(
       option(&FeatureModelOptions::backbone, "backbone", "timm's name of the backbone"),
       option(&FeatureModelOptions::sparse, "use-sparse-moe", "the variant compiled is sparse"),
-      option(&FeatureModelOptions::num_experts, "moe-num-experts", "experts a level; the variant compiled has 6",
-             between(6, 6)),
-      option(&FeatureModelOptions::top_k, "moe-top-k", "experts an image; the variant compiled has 2", between(2, 2)),
+      option(&FeatureModelOptions::num_experts, "moe-num-experts", "experts a level; as compiled",
+             between(FeatureModel::num_experts, FeatureModel::num_experts)),
+      option(&FeatureModelOptions::top_k, "moe-top-k", "experts an image; as compiled",
+             between(experts_per_row<FeatureModel::mixture_type>(), experts_per_row<FeatureModel::mixture_type>())),
       option(&FeatureModelOptions::head_width, "head-width", "channels of the head", at_least(8)),
       option(&FeatureModelOptions::bias_rate, "bias-rate", "step of the balancing bias, in logits", at_least(0)),
       option(&FeatureModelOptions::bias_decay, "bias-decay", "decay of the usage that the bias follows",
@@ -66,11 +69,11 @@ struct FeatureModelOptions {
 /// Errors: c10::Error for a variant that is not compiled.
 inline FeatureModel::Options feature_options(const FeatureModelOptions& o) {
   TORCH_CHECK(o.sparse, "--no-use-sparse-moe: the variant compiled is sparse; for a dense one make the selection of "
-                        "FeatureModel in examples/feature_model.hpp select::Dense and build again");
+                        "FeatureModel in examples/feature_model.hpp select::Dense<> and build again");
   FeatureModel::Options out;
   out.backbone.name = o.backbone;
-  out.mixture.balance.rate = o.bias_rate;
-  out.mixture.balance.decay = o.bias_decay;
+  set_rate(out.mixture.balance, o.bias_rate);
+  set_decay(out.mixture.balance, o.bias_decay);
   out.head.width = o.head_width;
   out.head.deep_supervision = o.deep_supervision;
   out.recompute = o.gradient_checkpointing;

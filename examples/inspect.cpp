@@ -4,7 +4,6 @@
 //   inspect --checkpoint checkpoints_moe/ensemble_best.safetensors --data-root camo --output DIR
 
 #include <CLI/CLI.hpp>
-#include <torch/cuda.h>
 
 #include <cmath>
 #include <filesystem>
@@ -14,6 +13,7 @@
 #include <random>
 
 #include "examples/camo_model.hpp"
+#include "examples/device.hpp"
 #include "moecod/data/folder.hpp"
 #include "moecod/data/loader.hpp"
 #include "moecod/io/file.hpp"
@@ -292,8 +292,7 @@ int main(int argc, char** argv) {
   app.add_option("--device", device_name, "auto, cpu or cuda")->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   CLI11_PARSE(app, argc, argv);
   try {
-    const bool cuda = device_name == "cuda" || (device_name == "auto" && torch::cuda::is_available());
-    const at::Device device = cuda ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
+    const at::Device device = examples::device_named(device_name);
     const auto model = examples::load_camo(checkpoint);
     model->to(device);
     std::unique_ptr<Camo> alone;
@@ -323,7 +322,7 @@ int main(int argc, char** argv) {
     const std::string name = fs::path(root).filename().string() + " test";
     Json summary{{"title", "A mixture of " + std::to_string(E) + " experts for camouflaged objects"},
                  {"command", "inspect --checkpoint " + checkpoint + " --data-root " + root},
-                 {"device", cuda ? "GPU" : "CPU"},
+                 {"device", device.is_cuda() ? "GPU" : "CPU"},
                  {"seed", seed},
                  {"experts", examples::expert_names},
                  {"regimes", regimes},

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "examples/camo_model.hpp"
@@ -29,18 +30,22 @@ struct LoadedModel {
   int64_t size = 0;                  ///< side of the pictures it was trained on
 };
 
+static_assert(std::is_same_v<FeatureModel::mixture_type::router_type::granularity, rows::Images>,
+              "moecod: predict tells who was asked about each picture; a router by position decides about positions");
+
 /// The model of a weights file of either trainer, in eval mode on `device`. Errors: as load_camo.
 inline LoadedModel load_model(const std::filesystem::path& path, at::Device device) {
   const io::Metadata about = io::SafetensorsFile(io::detail::weights_file(path)).metadata();
   LoadedModel out{.size = recorded_size(path)};
   if (const auto found = about.find(feature_model_key); found != about.end()) {
+    check_variant<FeatureModel>(path.string(), about);
     FeatureModelOptions options;
     train::options_from_json(nlohmann::json::parse(found->second), options);
     const auto model = std::make_shared<FeatureModel>(feature_options(options));
     io::load_state(*model, io::read_state(path));
     model->eval();
     model->to(device);
-    out.experts = feature_expert_names;
+    out.experts.assign(feature_expert_names.begin(), feature_expert_names.end());
     out.ask = [model](const at::Tensor& images) {
       auto answer = model->forward(images);
       Asked asked{.logits = std::move(answer.maps.logits)};

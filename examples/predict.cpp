@@ -6,7 +6,6 @@
 // and the maps can be drawn to the picture's edges (--crf). What that brings stands in docs/post.md.
 
 #include <CLI/CLI.hpp>
-#include <torch/cuda.h>
 
 #include <filesystem>
 #include <iostream>
@@ -14,6 +13,7 @@
 #include <set>
 
 #include "examples/crf_flags.hpp"
+#include "examples/device.hpp"
 #include "examples/loaded_model.hpp"
 #include "moecod/io/file.hpp"
 #include "moecod/io/image_file.hpp"
@@ -121,8 +121,7 @@ nlohmann::ordered_json routing_json(const Options& options, const std::vector<Me
 
 int run(const Options& options) {
   const at::NoGradGuard no_grad;
-  const bool cuda = options.device == "cuda" || (options.device == "auto" && torch::cuda::is_available());
-  const at::Device device = cuda ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
+  const at::Device device = examples::device_named(options.device);
   std::vector<Member> members;
   for (const std::string& checkpoint : options.checkpoints) members.push_back({examples::load_model(checkpoint, device)});
   const int64_t size = side_of(options, members);

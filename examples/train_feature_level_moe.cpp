@@ -42,6 +42,25 @@ struct ProgramOptions {
       nested(&ProgramOptions::data));
 };
 
+constexpr const char* recipe_key = "moecod.recipe";
+
+/// What of recipe and data changes the figures of a run.
+nlohmann::ordered_json recipe_json(const FeatureRecipe& recipe, const DataOptions& data) {
+  nlohmann::ordered_json json = train::options_to_json(recipe);
+  json["fresh"] = data.fresh;
+  json["difficulty"] = data.difficulty;
+  json["validation-share"] = data.validation_share;
+  return json;
+}
+
+/// Errors: std::runtime_error if the run to continue had other options.
+void check_recorded(const io::Metadata& about, const char* key, const nlohmann::ordered_json& mine,
+                    const std::vector<std::string>& except) {
+  const auto found = about.find(key);
+  train::check_same(found == about.end() ? nlohmann::ordered_json() : nlohmann::ordered_json::parse(found->second), mine,
+                    except, "--resume-from: the run to continue");
+}
+
 int run(const ProgramOptions& program, const FeatureModelOptions& options, const FeatureRecipe& recipe,
         const train::TrainerOptions& trainer) {
   check_single_process(program.use_ddp);
@@ -60,9 +79,12 @@ int run(const ProgramOptions& program, const FeatureModelOptions& options, const
   int64_t first = 1;
   if (!program.resume_from.empty()) {
     resumed = train::load_checkpoint(program.resume_from);
+    check_recorded(resumed->about, feature_model_key, train::options_to_json(options), {"gradient-checkpointing"});
+    check_recorded(resumed->about, recipe_key, recipe_json(recipe, program.data), {});
     io::load_state(model, resumed->weights);
     first = resumed->progress.at("stage");
-    best = resumed->progress.at("best");
+    // In another folder the best weights so far are not there to be kept.
+    if (fs::exists(fs::path(program.checkpoint_dir) / "feature_best.safetensors")) best = resumed->progress.at("best");
     TORCH_CHECK(first <= int64_t(stages.size()), "--resume-from: ", program.resume_from, " is of stage ", first,
                 ", these flags make ", stages.size(), " stages");
   }
@@ -71,6 +93,8 @@ int run(const ProgramOptions& program, const FeatureModelOptions& options, const
                  .warmup_epochs = program.warmup_epochs,
                  .about = {{"format", "pt"},
                            {feature_model_key, train::options_to_json(options).dump()},
+                           {variant_key, variant<FeatureModel>()},
+                           {recipe_key, recipe_json(recipe, program.data).dump()},
                            {"moecod.img_size", std::to_string(trainer.size)}}};
   int64_t left = trainer.stop_after;  // 0: all
   for (const FeatureStage& stage : stages) {

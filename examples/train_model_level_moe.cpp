@@ -165,6 +165,7 @@ int run(const ProgramOptions& program, const CamoOptions& model_options, const R
         train::Checkpoint checkpoint{.weights = state_dict(model), .about = {}, .state = trainer.state(),
                                      .progress = trainer.progress()};
         checkpoint.about[model_key] = train::options_to_json(model_options).dump();
+        checkpoint.about[variant_key] = variant<Camo>();
         checkpoint.about[size_key] = std::to_string(trainer_options.size);
         checkpoint.about[backbone_key] = backbone_id(checkpoint.weights);
         checkpoint.progress["best"] = best.scores_;

@@ -1,8 +1,6 @@
 #pragma once
 // What the trainers share: where their pictures come from, where they run, and flags that change defaults of others.
 
-#include <torch/cuda.h>
-
 #include <cstdlib>
 #include <filesystem>
 #include <string>
@@ -10,12 +8,14 @@
 #include <utility>
 #include <vector>
 
+#include "examples/device.hpp"
 #include "moecod/core/options.hpp"
 #include "moecod/data/any_source.hpp"
 #include "moecod/data/dataset_split.hpp"
 #include "moecod/data/folder.hpp"
 #include "moecod/data/fresh.hpp"
 #include "moecod/data/hold_out.hpp"
+#include "moecod/data/open_source.hpp"
 #include "moecod/data/photograph_folder.hpp"
 
 namespace moecod::examples {
@@ -29,7 +29,7 @@ struct DataOptions {
   int64_t max_bad = 10;
 
   static constexpr auto options = std::make_tuple(
-      option(&DataOptions::data_root, "data-root", "data set: COD10K-v3, CAMO, or Imgs and GT"),
+      option(&DataOptions::data_root, "data-root", "data set: COD10K-v3, CAMO, Imgs and GT, or packed"),
       option(&DataOptions::photos, "photos", "with --fresh: the photographs that the data set was made from"),
       option(&DataOptions::fresh, "fresh", "generate this many new pictures an epoch; 0 to train on the files",
              at_least(0)),
@@ -49,6 +49,11 @@ inline TrainingData open_training_data(const DataOptions& options, int64_t size,
   namespace fs = std::filesystem;
   TORCH_CHECK(!options.data_root.empty(), "--data-root is missing: give the folder of a data set");
   TORCH_CHECK(options.fresh == 0 || !options.photos.empty(), "--fresh needs --photos");
+  if (data::is_packed(options.data_root) && options.fresh == 0)
+    return {data::open_source(options.data_root, data::Split::Train, {.max_bad = options.max_bad}),
+            data::open_source(options.data_root, data::Split::Validation, {.max_bad = options.max_bad})};
+  TORCH_CHECK(!data::is_packed(options.data_root),
+              "--fresh: a packed data set does not say which photographs it was made from");
   data::Records training = data::open(options.data_root, data::Split::Train), validation;
   if (fs::exists(fs::path(options.data_root) / "Info" / "CAM_val.txt")) {
     validation = data::open(options.data_root, data::Split::Validation);
@@ -66,12 +71,6 @@ inline TrainingData open_training_data(const DataOptions& options, int64_t size,
       {.size = size, .difficulty = options.difficulty,
        .seed = 0xF4E5 + 31 * static_cast<uint64_t>(seed) + 1009 * static_cast<uint64_t>(stage)});
   return {data::AnySource(data::Fresh(std::move(generator), options.fresh)), std::move(validating)};
-}
-
-/// "auto", "cpu" or "cuda", the first GPU.
-inline at::Device device_named(const std::string& name) {
-  const bool cuda = name == "cuda" || (name == "auto" && torch::cuda::is_available());
-  return cuda ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
 }
 
 /// Errors: c10::Error if several processes are asked for, by flag or launcher; the trainers are not made for them yet.

@@ -4,6 +4,9 @@
 # that are done are kept; one that was interrupted goes on from its last epoch.
 #
 #   scripts/ablation.sh [--out DIR] [FLAG...]      further flags go to the program: --seeds 5, --rows balance, --epochs 4
+#
+# Not --output, --data-root, --photos, --fresh and --difficulty, which the script gives; for other data run the program
+# itself and scripts/ablation_page.py.
 set -euo pipefail
 caller=$PWD
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -32,6 +35,9 @@ headline "Making the data set"
   --validation 160 --test 400 --size 96 --difficulty 0.05 --seed 0
 
 headline "Training"
+failed=
 "$bin/ablation" --output "$out" --data-root "$out/data" --photos "${photos[@]}" --fresh 1200 --difficulty 0.05 \
-  "${flags[@]}" || fail "the ablation failed; the reason stands above"
+  "${flags[@]}" || failed=yes
+[ -e "$out/results.csv" ] || fail "no run succeeded; the reason stands above"
 python3 scripts/ablation_page.py "$out"
+[ -z "$failed" ] || fail "some runs failed and are not on the page; the reason stands above"

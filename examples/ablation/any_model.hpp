@@ -19,6 +19,8 @@ class AnyFeatureModel : public torch::nn::Module {
   /// The auxiliary loss is zero for policies that have none.
   virtual FeatureOutput<true> forward(const at::Tensor& images) = 0;
 
+  virtual bool has_auxiliary_losses() const = 0;
+
   /// Of each level: the auxiliary loss of a decision; undefined for policies that have none.
   virtual std::vector<at::Tensor> auxiliary_losses(const std::vector<Routing>& routing) = 0;
 
@@ -52,6 +54,8 @@ class ErasedFeatureModel : public AnyFeatureModel {
     }
     return out;
   }
+
+  bool has_auxiliary_losses() const override { return has_auxiliary_loss<Balance>; }
 
   std::vector<at::Tensor> auxiliary_losses(const std::vector<Routing>& routing) override {
     std::vector<at::Tensor> out(routing.size());

@@ -3,12 +3,13 @@
 //   ablation --data-root demo/data --output ablation --seeds 3
 //
 // Runs that are done are kept, one that was interrupted goes on from its last epoch. DIR/results.csv has a line a run;
-// scripts/ablation_page.py makes a page of it.
+// scripts/ablation_page.py makes a page of the folder.
 
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/Parallel.h>
 #include <CLI/CLI.hpp>
 #include <fcntl.h>
+#include <sys/file.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -22,6 +23,9 @@
 #include "examples/ablation/processes.hpp"
 #include "examples/ablation/run.hpp"
 #include "examples/ablation/table.hpp"
+#include "moecod/data/open_source.hpp"
+#include "moecod/io/checksum.hpp"
+#include "moecod/io/file.hpp"
 #include "moecod/train/flags.hpp"
 #include "moecod/train/progress.hpp"
 
@@ -31,7 +35,6 @@ using namespace moecod;
 using namespace moecod::examples;
 using namespace moecod::examples::ablation;
 namespace fs = std::filesystem;
-using Json = nlohmann::ordered_json;
 
 struct ProgramOptions {
   std::string output = "./ablation";
@@ -45,7 +48,7 @@ struct ProgramOptions {
 
   static constexpr auto options = std::make_tuple(
       option(&ProgramOptions::output, "output", "folder for the runs and results.csv"),
-      option(&ProgramOptions::rows, "rows", "only rows of these tables or with these policies; all without it"),
+      option(&ProgramOptions::rows, "rows", "only these tables, rows, or rows with these policies; all without it"),
       option(&ProgramOptions::seeds, "seeds", "runs a row, from --seed upwards", at_least(1)),
       option(&ProgramOptions::at_once, "at-once", "runs side by side; 0 for as many as cores and memory allow",
              at_least(0)),
@@ -60,34 +63,36 @@ std::vector<RowEntry> make_rows(std::index_sequence<I...>) {
   return {make_row<I>()...};
 }
 
-/// The rows that --rows names, or all. Errors: c10::Error that lists what there is.
-std::vector<RowEntry> chosen_rows(const std::vector<std::string>& words) {
-  std::vector<RowEntry> all = make_rows(std::make_index_sequence<MOECOD_ABLATION_COUNT>()), out;
-  std::set<std::string> known;
+/// The rows that --rows names, or all; a model that stands in two tables is trained once.
+/// Errors: c10::Error that lists what there is.
+std::vector<RowEntry> chosen_rows(const std::vector<RowEntry>& all, const std::vector<std::string>& words) {
+  std::vector<RowEntry> out;
+  std::set<std::string> known, keys;
   for (const RowEntry& row : all) {
-    known.insert(row.table);
-    known.insert(row.policies.begin(), row.policies.end());
-    const bool named = std::any_of(words.begin(), words.end(), [&](const std::string& word) {
-      return word == row.table || std::count(row.policies.begin(), row.policies.end(), word) > 0;
-    });
-    // A model that stands in two tables is trained once.
-    const bool there = std::any_of(out.begin(), out.end(), [&](const RowEntry& r) { return r.key() == row.key(); });
-    if ((words.empty() || named) && !there) out.push_back(row);
+    std::set<std::string> mine(row.policies.begin(), row.policies.end());
+    mine.insert({row.table, row.key()});
+    known.insert(mine.begin(), mine.end());
+    const bool named = std::any_of(words.begin(), words.end(), [&](const auto& word) { return mine.contains(word); });
+    if ((words.empty() || named) && keys.insert(row.key()).second) out.push_back(row);
   }
   for (const std::string& word : words) {
     std::string list;
     for (const std::string& name : known) list += (list.empty() ? "" : ", ") + name;
-    TORCH_CHECK(known.contains(word), "--rows: there is no table or policy '", word, "'; there are ", list);
+    TORCH_CHECK(known.contains(word), "--rows: there is no table, policy or row '", word, "'; there are ", list);
   }
   return out;
 }
 
-/// GiB that the machine can still give.
+/// GiB that the machine can still give, or what the container's limit leaves of it.
 double free_memory() {
+  double free = 0;
   std::ifstream file("/proc/meminfo");
   for (std::string word; file >> word;)
-    if (double kib = 0; word == "MemAvailable:" && file >> kib) return kib / (1 << 20);
-  return 0;
+    if (double kib = 0; word == "MemAvailable:" && file >> kib) free = kib / (1 << 20);
+  std::ifstream limit_file("/sys/fs/cgroup/memory.max"), used_file("/sys/fs/cgroup/memory.current");
+  double limit = 0, used = 0;  // the limit is the word "max" where there is none
+  if (limit_file >> limit && used_file >> used) free = std::min(free, (limit - used) / (1 << 30));
+  return free;
 }
 
 /// As many runs as there are cores, and as fit into the memory of the machine and of its GPU.
@@ -96,30 +101,40 @@ int64_t runs_at_once(const ProgramOptions& options) {
   const auto cores = int64_t(std::max(1u, std::thread::hardware_concurrency()));
   int64_t fitting = std::min(cores, int64_t(free_memory() / options.run_memory));
   // Asked in a child: this process must not have touched the GPU before it forks.
+  constexpr int none = 126, failed = 127;
   run_in_processes({[&] {
                      try {
                        const at::Device device = device_named(options.device);
-                       if (!device.is_cuda()) return 255;
+                       if (!device.is_cuda()) return none;
                        const auto [free, total] = at::accelerator::getMemoryInfo(device.index());
-                       return int(std::min(254.0, double(free) / double(1 << 30) / options.run_memory));
-                     } catch (const std::exception&) {
-                       return 0;
+                       return int(std::min(100.0, double(free) / double(1 << 30) / options.run_memory));
+                     } catch (const std::exception& error) {
+                       std::cerr << "ablation: the GPU's memory is not known, so one run at a time: " << error.what() << '\n';
+                       return failed;
                      }
                    }},
-                   1, [&](std::size_t, int status) { if (status < 255) fitting = std::min(fitting, int64_t(status)); });
+                   1, [&](std::size_t, int status) {
+                     if (status < none) fitting = std::min(fitting, int64_t(status));
+                     if (status >= failed) fitting = 1;
+                   });
   return std::max<int64_t>(1, fitting);
 }
 
+struct Run {
+  const RowEntry* row;
+  int64_t seed;
+  fs::path folder;
+};
+
 /// In the child: one run, with its words in folder/log.txt.
-int train(const RowEntry& row, RunOptions options, const ProgramOptions& program, int64_t seed, const fs::path& folder,
-          int threads) {
-  const int log = ::open((folder / "log.txt").c_str(), O_WRONLY | O_CREAT | O_APPEND, 0644);
+int run_in_child(const Run& run, RunOptions options, const std::string& device, int threads) {
+  const int log = ::open((run.folder / "log.txt").c_str(), O_WRONLY | O_CREAT | O_APPEND, 0644);
   if (log < 0 || ::dup2(log, STDOUT_FILENO) < 0 || ::dup2(log, STDERR_FILENO) < 0) return 1;
   try {
     at::set_num_threads(threads);
-    options.trainer.seed = seed;
-    options.device = device_named(program.device);
-    run_row(options, row, folder);
+    options.trainer.seed = run.seed;
+    options.device = device_named(device);
+    run_row(options, *run.row, run.folder);
     return 0;
   } catch (const c10::Error& error) {
     std::cerr << error.what_without_backtrace() << std::endl;
@@ -129,19 +144,44 @@ int train(const RowEntry& row, RunOptions options, const ProgramOptions& program
   return 1;
 }
 
-/// A folder belongs to the options it was begun with. Errors: c10::Error naming the first that differs.
-void check_same_options(const fs::path& folder, const Json& mine) {
+/// A folder belongs to the options it was begun with; while no run has got anywhere they may change.
+/// Errors: std::runtime_error naming the first that differs.
+void settle_options(const fs::path& folder, const Json& mine) {
   const fs::path file = folder / "options.json";
-  if (!fs::exists(file)) {
-    io::write_atomically(file, mine.dump(1) + "\n");
-    return;
+  const std::vector<fs::path> runs = run_folders(folder);
+  const bool begun = std::any_of(runs.begin(), runs.end(), [](const fs::path& run) {
+    return fs::exists(run / "result.json") || fs::exists(run / "last_stage1.safetensors");
+  });
+  if (begun && fs::exists(file)) {
+    std::ifstream in(file);
+    train::check_same(Json::parse(in, nullptr, false), mine, {"num-workers"},
+                      "--output: " + folder.string() + " needs the options of its runs; the run before");
   }
-  std::ifstream in(file);
-  const Json before = Json::parse(in, nullptr, false);
-  for (const auto& [flag, value] : mine.items())
-    TORCH_CHECK(before.contains(flag) && before.at(flag) == value, "--output: the runs in ", folder.string(), " had --",
-                flag, " ", before.contains(flag) ? before.at(flag).dump() : "(none)", ", these have ", value.dump(),
-                ": give another folder");
+  io::write_atomically(file, mine.dump(1) + "\n");
+}
+
+/// One process a folder: two would write each other's checkpoints. Held until the process ends.
+/// Errors: c10::Error if another one has it.
+void lock(const fs::path& folder) {
+  const int file = ::open((folder / ".lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  TORCH_CHECK(file >= 0 && ::flock(file, LOCK_EX | LOCK_NB) == 0, "--output: another ablation is at work in ",
+              folder.string());
+}
+
+/// Which rows stand in which table, for the page.
+void write_rows(const fs::path& folder, const std::vector<RowEntry>& rows) {
+  Json list = Json::array();
+  for (const RowEntry& row : rows) list.push_back({{"table", row.table}, {"row", row.key()}});
+  io::write_atomically(folder / "rows.json", list.dump(1) + "\n");
+}
+
+/// The table of all runs in the folder, of this call and of others. Returns how many there are of other builds.
+int64_t write_results(const fs::path& folder, const std::string& build) {
+  const std::vector<Json> results = all_results(folder);
+  if (results.empty()) return 0;
+  io::write_atomically(folder / "results.csv", to_csv(results, axis_names));
+  std::cout << (folder / "results.csv").string() << ", " << results.size() << " runs" << std::endl;
+  return std::count_if(results.begin(), results.end(), [&](const Json& r) { return r.value("build", "") != build; });
 }
 
 int run(const ProgramOptions& program, RunOptions options) {
@@ -149,28 +189,30 @@ int run(const ProgramOptions& program, RunOptions options) {
   TORCH_CHECK(!options.data.data_root.empty(), "--data-root is missing: give the folder of a data set");
   check_single_process(false);
   TORCH_CHECK(options.trainer.stop_after == 0, "--stop-after: an ablation runs to its end; interrupt it and start it again");
-  data::open(options.data.data_root, data::Split::Test);  // here and not after hours of training
+  TORCH_CHECK(!options.trainer.use_ema, "--use-ema: an ablation scores the last weights, not their average");
+  TORCH_CHECK(options.trainer.size % 32 == 0, "--img-size must be a multiple of 32, got ", options.trainer.size);
+  // Here and not after hours of training.
+  data::open_source(options.data.data_root, data::Split::Test, {.max_bad = options.data.max_bad});
   feature_stages("pvt_v2_b0", options.recipe, options.trainer);
-  const std::vector<RowEntry> rows = chosen_rows(program.rows);
+  const std::vector<RowEntry> every = make_rows(std::make_index_sequence<MOECOD_ABLATION_COUNT>());
+  const std::vector<RowEntry> rows = chosen_rows(every, program.rows);
+  options.build = io::checksum_text(io::checksum(io::MappedFile("/proc/self/exe").bytes()));
   fs::create_directories(output);
-  Json recorded{{"head-width", options.head_width}};
+  lock(output);
+  Json recorded{{"head-width", options.head_width}, {"device", program.device}};
   recorded.update(train::options_to_json(options.data));
   recorded.update(train::options_to_json(options.recipe));
   recorded.update(train::options_to_json(options.trainer));
-  recorded.erase("num-workers");
-  check_same_options(output, recorded);
+  settle_options(output, recorded);
+  write_rows(output, every);
 
-  struct Run {
-    const RowEntry* row;
-    int64_t seed;
-    fs::path folder;
-  };
   std::vector<Run> all, left;
   for (int64_t seed = options.trainer.seed; seed < options.trainer.seed + program.seeds; ++seed)
     for (const RowEntry& row : rows) all.push_back({&row, seed, output / row.key() / ("seed" + std::to_string(seed))});
   std::copy_if(all.begin(), all.end(), std::back_inserter(left),
                [](const Run& r) { return !fs::exists(r.folder / "result.json"); });
-  const int64_t at_once = std::min<int64_t>(runs_at_once(program), std::max<std::size_t>(1, left.size()));
+  // From what was asked for and not from what is left, so that a run that is taken up again has as many threads.
+  const int64_t at_once = std::min(runs_at_once(program), int64_t(all.size()));
   const auto threads = int(std::max<int64_t>(1, int64_t(std::thread::hardware_concurrency()) / at_once));
   std::cout << rows.size() << " rows, " << program.seeds << " seeds, " << all.size() - left.size() << " runs done, "
             << left.size() << " to go, " << at_once << " at once" << std::endl;
@@ -178,29 +220,23 @@ int run(const ProgramOptions& program, RunOptions options) {
   std::vector<std::function<int()>> tasks;
   for (const Run& r : left) {
     fs::create_directories(r.folder);
-    tasks.push_back([&] { return train(*r.row, options, program, r.seed, r.folder, threads); });
+    tasks.push_back([&] { return run_in_child(r, options, program.device, threads); });
   }
-  std::vector<std::string> failed;
-  int64_t done = 0;
+  int64_t done = 0, failed = 0;
   train::Progress progress("runs", int64_t(left.size()));
   run_in_processes(tasks, at_once, [&](std::size_t i, int status) {
-    if (status != 0)
-      failed.push_back((left[i].folder / "log.txt").string() + " (exit status " + std::to_string(status) + ")");
+    if (status != 0) {
+      ++failed;
+      std::cerr << "\nablation: a run failed with exit status " << status << ", its log: "
+                << (left[i].folder / "log.txt").string() << std::endl;
+    }
     progress.update(++done, left[i].row->key() + " seed " + std::to_string(left[i].seed));
   });
-  if (!left.empty()) progress.finish();
-
-  std::vector<Json> results;
-  for (const Run& r : all) {
-    std::ifstream file(r.folder / "result.json");
-    if (!file) continue;
-    results.push_back(Json::parse(file));
-    add_training(results.back(), r.folder);
-  }
-  io::write_atomically(output / "results.csv", to_csv(results, axis_names));
-  std::cout << (output / "results.csv").string() << std::endl;
-  for (const std::string& log : failed) std::cerr << "ablation: a run failed; its log: " << log << '\n';
-  return failed.empty() ? 0 : 1;
+  if (!left.empty()) progress.finish(std::to_string(left.size() - std::size_t(failed)) + " succeeded");
+  if (const int64_t others = write_results(output, options.build); others > 0)
+    std::cerr << "ablation: " << others << " of the runs are of another build of this program; delete the folders of those "
+              << "that it changed\n";
+  return failed == 0 ? 0 : 1;
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <boost/hana/cartesian_product.hpp>
 #include <boost/hana/concat.hpp>
 #include <boost/hana/drop_back.hpp>
+#include <boost/hana/drop_front.hpp>
 #include <boost/hana/filter.hpp>
 #include <boost/hana/fold_left.hpp>
 #include <boost/hana/is_empty.hpp>
@@ -42,6 +43,22 @@ inline constexpr int64_t num_experts = 6;
 using ReplicatedConv = Replicated<expert::Conv<>, num_experts>;
 using DistinctKinds = Distinct<expert::Texture<>, expert::Frequency<>, expert::Edge<>, expert::Contrast<>, expert::Texture<>,
                        expert::Frequency<>>;
+
+// The names of each axis: the library's policies, and your own, by a using-declaration in the namespace of their axis.
+namespace named {
+namespace router {
+using namespace moecod::router;
+}
+namespace gate {
+using namespace moecod::gate;
+}
+namespace balance {
+using namespace moecod::balance;
+}
+namespace dispatch {
+using namespace moecod::dispatch;
+}
+}  // namespace named
 
 /// PVTv2-B0, compiled once for all rows (backbone.cpp).
 struct PvtV2B0 {
@@ -100,12 +117,12 @@ struct Row {
 namespace detail {
 
 #define TABLE(name) Table<#name>,
-#define ROUTER(name) Choice<Axis::router, #name, router::name>,
+#define ROUTER(name) Choice<Axis::router, #name, named::router::name>,
 #define EXPERTS(name) Choice<Axis::experts, #name, name>,
-#define GATE(name) Choice<Axis::gate, #name, gate::name>,
+#define GATE(name) Choice<Axis::gate, #name, named::gate::name>,
 #define TOP_K(number) Choice<Axis::top_k, #number, Number<number>>,
-#define BALANCE(name) Choice<Axis::balance, #name, balance::name>,
-#define DISPATCH(name) Choice<Axis::dispatch, #name, dispatch::name>,
+#define BALANCE(name) Choice<Axis::balance, #name, named::balance::name>,
+#define DISPATCH(name) Choice<Axis::dispatch, #name, named::dispatch::name>,
 inline constexpr auto lines = hana::drop_back(hana::tuple_t<
 #include MOECOD_ABLATION_ROWS
     void>);
@@ -118,7 +135,7 @@ inline constexpr auto lines = hana::drop_back(hana::tuple_t<
 #undef DISPATCH
 
 /// Tables as tuples of their lines, the one that begins it first.
-constexpr auto tables = hana::fold_left(lines, hana::make_tuple(), [](auto done, auto line) {
+inline constexpr auto tables = hana::fold_left(lines, hana::make_tuple(), [](auto done, auto line) {
   if constexpr (decltype(line)::type::begins) {
     return hana::append(done, hana::make_tuple(line));
   } else {
@@ -128,7 +145,7 @@ constexpr auto tables = hana::fold_left(lines, hana::make_tuple(), [](auto done,
 });
 
 /// A table's choices on the axis of `otherwise`, or that one.
-constexpr auto choices_or = [](auto choices, auto otherwise) {
+inline constexpr auto choices_or = [](auto choices, auto otherwise) {
   constexpr Axis axis = decltype(otherwise)::type::axis;
   auto mine = hana::filter(choices, [](auto c) { return hana::bool_c<decltype(c)::type::axis == axis>; });
   if constexpr (decltype(hana::is_empty(mine))::value) {
@@ -138,7 +155,7 @@ constexpr auto choices_or = [](auto choices, auto otherwise) {
   }
 };
 
-constexpr auto rows_of_table = [](auto table) {
+inline constexpr auto rows_of_table = [](auto table) {
   auto choices = hana::drop_front(table);
   auto axes = hana::transform(base, [=](auto otherwise) { return choices_or(choices, otherwise); });
   return hana::transform(hana::cartesian_product(axes), [=](auto combination) {

@@ -1,6 +1,6 @@
 #include "examples/ablation/run.hpp"
 
-#include <cmath>
+#include <cstddef>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "examples/ablation/scoring.hpp"
+#include "examples/ablation/table.hpp"
 #include "examples/feature_training.hpp"
 #include "moecod/core/keep_modes.hpp"
 #include "moecod/io/file.hpp"
@@ -18,17 +19,33 @@ namespace moecod::examples::ablation {
 
 namespace {
 
-std::vector<double> interference(AnyFeatureModel& model, const train::DeviceBatch& batch) {
+std::vector<train::Interference> interference(AnyFeatureModel& model, const train::DeviceBatch& batch) {
+  const std::vector<std::vector<at::Tensor>> routers = model.router_parameters();
+  std::vector<train::Interference> out(routers.size());
+  if (!model.has_auxiliary_losses()) return out;
   const KeepModes keep(model);
   model.eval();
   const auto answer = model.forward(batch.images);
-  const at::Tensor task = model.head->loss(answer.maps, batch.masks).mean();
-  const std::vector<at::Tensor> auxiliary = model.auxiliary_losses(answer.routing);
-  const std::vector<std::vector<at::Tensor>> parameters = model.router_parameters();
-  std::vector<double> out(auxiliary.size(), NAN);
-  for (std::size_t i = 0; i < out.size(); ++i)
-    if (auxiliary[i].defined()) out[i] = train::gradient_cosine(task, auxiliary[i], parameters[i]);
+  std::vector<at::Tensor> all;
+  for (const auto& parameters : routers) all.insert(all.end(), parameters.begin(), parameters.end());
+  const std::vector<at::Tensor> task = train::gradients_of(model.head->loss(answer.maps, batch.masks).mean(), all);
+  const std::vector<at::Tensor> losses = model.auxiliary_losses(answer.routing);
+  auto begin = task.begin();
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    const auto end = begin + std::ptrdiff_t(routers[i].size());
+    out[i] = train::interference({begin, end}, train::gradients_of(losses[i], routers[i]));
+    begin = end;
+  }
   return out;
+}
+
+nlohmann::ordered_json line_of(const std::vector<train::Interference>& levels, int64_t epoch) {
+  nlohmann::ordered_json line{{"epoch", epoch}};
+  for (const train::Interference& level : levels) {
+    line["cosine"].push_back(level.cosine);
+    line["ratio"].push_back(level.ratio);
+  }
+  return line;
 }
 
 /// The first validation pictures.
@@ -47,7 +64,7 @@ train::DeviceBatch probe_batch(const RunOptions& options) {
 std::optional<train::Checkpoint> last_checkpoint(const std::filesystem::path& folder, int64_t stages) {
   for (int64_t stage = stages; stage >= 1; --stage) {
     const std::filesystem::path stem = folder / ("last_stage" + std::to_string(stage));
-    if (std::filesystem::exists(stem.string() + ".resume.safetensors")) return train::load_checkpoint(stem);
+    if (train::checkpoint_exists(stem)) return train::load_checkpoint(stem);
   }
   return std::nullopt;
 }
@@ -79,9 +96,7 @@ void run_row(const RunOptions& options, const RowEntry& row, const std::filesyst
     train::MetricsLog angles(folder / ("interference_stage" + std::to_string(stage.stage.number) + ".jsonl"), epoch);
     train_feature_stage<AnyFeatureModel>(model, make, stage, run, 0, continues ? &*resumed : nullptr, best,
                                          [&](const auto& result) {
-                                           angles.write({{"stage", stage.stage.number},
-                                                         {"epoch", result.epoch},
-                                                         {"cosine", interference(model, probe)}});
+                                           angles.write(line_of(interference(model, probe), result.epoch));
                                          });
   }
   model.eval();
@@ -90,12 +105,13 @@ void run_row(const RunOptions& options, const RowEntry& row, const std::filesyst
         auto answer = model.forward(images);
         return Answer{std::move(answer.maps.logits), std::move(answer.routing)};
       },
-      options.data.data_root, trainer.size, trainer.batch_size, options.device);
-  result["table"] = row.table;
+      options.data.data_root, trainer.size, trainer.batch_size, options.data.max_bad, options.device);
   result["policies"] = row.policies;
   result["base"] = row.base;
   result["seed"] = trainer.seed;
   result["stages"] = stages.size();
+  result["build"] = options.build;
+  add_training(result, folder);
   io::write_atomically(folder / "result.json", result.dump(1) + "\n");
 }
 

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "moecod/data/folder.hpp"
 #include "moecod/data/loader.hpp"
+#include "moecod/data/open_source.hpp"
 #include "moecod/io/map_image.hpp"
 #include "moecod/metric/evaluator.hpp"
 #include "moecod/moe/monitor.hpp"
@@ -14,12 +14,12 @@
 namespace moecod::examples::ablation {
 
 nlohmann::ordered_json score_test(const std::function<Answer(const at::Tensor& images)>& ask, const std::string& data_root,
-                                  int64_t size, int64_t batch_size, at::Device device) {
+                                  int64_t size, int64_t batch_size, int64_t max_bad, at::Device device) {
   using Json = nlohmann::ordered_json;
   const at::NoGradGuard no_grad;
-  data::Loader<data::Folder> loader(data::Folder(data::open(data_root, data::Split::Test)),
-                                    {.batch = batch_size, .height = size, .width = size, .train = false,
-                                     .full_masks = true});
+  data::Loader<data::AnySource> loader(
+      data::open_source(data_root, data::Split::Test, {.max_bad = max_bad}),
+      {.batch = batch_size, .height = size, .width = size, .train = false, .full_masks = true});
   metric::Evaluator evaluator;
   std::vector<Monitor> monitors;
   double iou = 0;

@@ -16,9 +16,10 @@ struct Answer {
 };
 
 /// {"metrics": {name: value}, "levels": [{usage, max_violation, noise_floor, entropy, label_information, ...}]}.
-/// mean_iou is the mean over pictures at 0.5; the others are as PySODMetrics computes them.
+/// mean_iou is the mean over pictures at 0.5, at the side that the model sees; the others are as PySODMetrics computes
+/// them, at each file's size.
 /// Errors: what the reader throws; c10::Error where no picture can be read.
 nlohmann::ordered_json score_test(const std::function<Answer(const at::Tensor& images)>& ask, const std::string& data_root,
-                                  int64_t size, int64_t batch_size, at::Device device);
+                                  int64_t size, int64_t batch_size, int64_t max_bad, at::Device device);
 
 }  // namespace moecod::examples::ablation

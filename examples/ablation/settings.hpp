@@ -1,5 +1,6 @@
 #pragma once
-// Settings of the policies for runs of some hundred steps. A policy that is not named here keeps its defaults.
+// Settings of the policies for runs of some hundred steps. A policy that is not named here keeps its defaults; the
+// auxiliary losses keep theirs, which are the published weights.
 
 #include "moecod/moe/moe.hpp"
 

@@ -1,7 +1,7 @@
 // Weights of a backbone from a file under timm's names. Here the program makes the file itself; yours comes from
 //   python3 -c "import timm, safetensors.torch as s; s.save_file(timm.create_model('convnext_tiny',
 //               pretrained=True).state_dict(), 'convnext_tiny.safetensors')"
-#include <moecod/backbone/any.hpp>
+#include <moecod/backbone/any.ipp>  // any.hpp with its definitions: in one .cpp of a program
 #include <moecod/backbone/keys.hpp>
 #include <moecod/core/state.hpp>
 #include <moecod/io/weights.hpp>

@@ -7,7 +7,6 @@ from statistics import mean, stdev
 from .charts import Series, legend, line_chart
 from .results import ReportError, number, numbers
 
-AXES = ("router", "experts", "gate", "top_k", "balance", "dispatch")
 METRICS = [("mean_iou", "IoU", 1), ("smeasure", "S", 1), ("emeasure_mean", "E", 1), ("wfmeasure", "wF", 1),
            ("fmeasure_mean", "F", 1), ("mae", "MAE", -1)]  # key, title, 1 where more is better
 
@@ -19,15 +18,17 @@ def json_lines(path):
 
 
 class Run:
-    """One seed of a row: its result, its epochs in order, and its cosines."""
+    """One seed of a row: its result, and its epochs in order."""
 
     def __init__(self, file):
         self.result = json.loads(file.read_text(encoding="utf-8"))
-        self.epochs, self.cosines = [], []
+        self.epochs = []
         for stage in range(1, self.result["stages"] + 1):
             self.epochs += json_lines(file.parent / f"metrics_stage{stage}.jsonl")
-            self.cosines += [line["cosine"] for line in json_lines(file.parent / f"interference_stage{stage}.jsonl")]
         self.seed = self.result["seed"]
+        self.usage = [numbers(level.get("trained_usage")) or numbers(level["usage"]) for level in self.result["levels"]]
+        self.violations = [[(number(e["levels"][i].get("max_violation")), number(e["levels"][i].get("noise_floor")))
+                            for e in self.epochs] for i in range(len(self.usage))]
 
     def metric(self, key):
         return number(self.result["metrics"].get(key))
@@ -35,39 +36,29 @@ class Run:
     def level(self, index, key):
         return number(self.result["levels"][index].get(key))
 
-    def trained_usage(self, index):
-        """Shares of the last epoch's training, or of the test where no epoch tells."""
-        for epoch in reversed(self.epochs):
-            use = numbers(epoch["levels"][index].get("trained_usage"))
-            if use:
-                return use
-        return numbers(self.result["levels"][index]["usage"])
+    def dense(self):
+        """Whether every row goes to every expert, so that use says nothing."""
+        return self.level(0, "noise_floor") == 0
 
-    def violations(self, index):
-        """[(epoch, MaxVio in validation)], epochs counted over the stages."""
-        return [(x, number(e["levels"][index].get("max_violation"))) for x, e in enumerate(self.epochs, 1)]
 
-    def floor(self, index):
-        return number(self.epochs[-1]["levels"][index].get("noise_floor")) if self.epochs else None
-
-    def cosine(self, index):
-        values = [number(line[index]) for line in self.cosines]
-        values = [v for v in values if v is not None]
-        return mean(values) if values else None
-
-    def seconds(self):
-        values = [number(e.get("seconds_per_step")) for e in self.epochs]
-        return mean(values) if values and None not in values else None
+# The 97.5th percentile of Student's t for 2 to 30 seeds; beyond that nearly the normal distribution's.
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+         2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045)
 
 
 class Row:
-    def __init__(self, table, policies, runs):
-        self.table, self.policies, self.runs = table, policies, {run.seed: run for run in runs}
+    def __init__(self, key, runs):
+        self.key, self.policies, self.runs = key, runs[0].result["policies"], {run.seed: run for run in runs}
         self.levels = len(runs[0].result["levels"])
 
-    def name(self, base):
-        """The policies that differ from those of the base, or "base"."""
-        return ", ".join(p for p, b in zip(self.policies, base.policies) if p != b) or f"{self.policies[4]} (base)"
+    def is_base(self):
+        return self.policies == next(iter(self.runs.values())).result["base"]
+
+    def name(self, base, seeds):
+        """The policies that differ from those of the base, or "base", and how many seeds there are where fewer."""
+        differing = ", ".join(p for p, b in zip(self.policies, base.policies) if p != b)
+        missing = "" if len(self.runs) == seeds else f" ({len(self.runs)} of {seeds} seeds)"
+        return (differing or f"base, {self.policies[4]}") + missing
 
     def over_seeds(self, figure):
         """Mean and standard deviation of figure(run), None for what is not there."""
@@ -77,35 +68,45 @@ class Row:
         return mean(values), stdev(values) if len(values) > 1 else None
 
     def difference(self, base, key):
-        """Mean over common seeds of the difference to the base, and whether it exceeds the seeds' spread: the root of
-        the sum of both rows' variances over seeds."""
-        pairs = [(run.metric(key), base.runs[seed].metric(key)) for seed, run in self.runs.items() if seed in base.runs]
-        pairs = [(a, b) for a, b in pairs if a is not None and b is not None]
-        if len(pairs) < 2:
-            return None, False
-        gap = mean(a - b for a, b in pairs)
-        spread = (stdev(a for a, _ in pairs) ** 2 + stdev(b for _, b in pairs) ** 2) ** 0.5
-        return gap, abs(gap) > spread
+        """(mean, standard error, beyond) of the difference to the base over common seeds; `beyond`: with at least three
+        seeds, further from zero than the seeds' spread explains, at the 5 % level of a paired t-test. None without two
+        common seeds."""
+        gaps = [(run.metric(key), base.runs[seed].metric(key)) for seed, run in self.runs.items() if seed in base.runs]
+        gaps = [a - b for a, b in gaps if a is not None and b is not None]
+        if len(gaps) < 2:
+            return None
+        error = stdev(gaps) / len(gaps) ** 0.5
+        limit = T_975[len(gaps) - 2] if len(gaps) - 2 < len(T_975) else 1.96
+        return mean(gaps), error, len(gaps) >= 3 and abs(mean(gaps)) > limit * error
 
 
 def read(folder):
-    """All rows of an ablation's folder. Errors: ReportError."""
+    """Tables of rows: {table: [Row]}, in the order of rows.def. Errors: ReportError."""
     found = {}
     for file in sorted(folder.glob("*/seed*/result.json")):
         try:
-            run = Run(file)
-            found.setdefault((run.result["table"], tuple(run.result["policies"])), []).append(run)
+            found.setdefault(file.parent.parent.name, []).append(Run(file))
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise ReportError(f"{file}: not the result of a run ({error!r})") from error
     if not found:
         raise ReportError(f"no {folder}/*/seed*/result.json: run the ablation first")
-    return [Row(table, list(policies), runs) for (table, policies), runs in found.items()]
+    rows = {key: Row(key, runs) for key, runs in found.items()}
+    try:
+        listed = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
+        tables = {entry["table"]: [] for entry in listed}
+        for entry in listed:
+            if entry["row"] in rows:
+                tables[entry["table"]].append(rows[entry["row"]])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ReportError(f"{folder / 'rows.json'}: cannot be read ({error!r})") from error
+    listed_rows = {row.key for table in tables.values() for row in table}
+    tables["no longer in rows.def"] = [row for key, row in rows.items() if key not in listed_rows]
+    return {name: table for name, table in tables.items() if table}
 
 
 def base_of(rows):
     """The row that differs from the base on no axis, else the first."""
-    bases = [row for row in rows if row.policies == next(iter(row.runs.values())).result["base"]]
-    return (bases or rows)[0]
+    return next((row for row in rows if row.is_base()), rows[0])
 
 
 def figure(value, spread, digits=3):
@@ -122,54 +123,72 @@ def html_table(heads, body):
             f"<tbody>{lines}</tbody></table></div>")
 
 
-def quality(rows, base):
-    """Every metric, and its difference to the base; those beyond the seeds' spread in bold."""
+def quality(rows, base, seeds):
+    """Some metrics, and their differences to the base; those beyond the seeds' spread in bold."""
     body = []
     for row in rows:
         cells = []
         for key, _, _ in METRICS:
             text = figure(*row.over_seeds(lambda run, key=key: run.metric(key)))
-            gap, beyond = row.difference(base, key) if row is not base else (None, False)
+            gap = row.difference(base, key) if row is not base else None
             if gap is not None:
-                shown = f"{gap:+.3f}"
-                text += f"<br>{f'<b>{shown}</b>' if beyond else shown}"
+                shown = f"{gap[0]:+.3f} ± {gap[1]:.3f}"
+                text += f"<br>{f'<b>{shown}</b>' if gap[2] else shown}"
             cells.append(text)
-        body.append((row.name(base), cells))
+        body.append((row.name(base, seeds), cells))
     return html_table([f"{title} {'↑' if up > 0 else '↓'}" for _, title, up in METRICS], body)
 
 
-def routing(rows, base):
-    """How each level routes: MaxVio beside its noise floor, shares in training, entropy, cosine, and a step's time."""
+def comparisons(rows, base):
+    """How many differences quality() tests."""
+    return sum(row is not base and len(row.runs.keys() & base.runs.keys()) >= 3 and
+               row.difference(base, key) is not None for row in rows for key, _, _ in METRICS)
+
+
+def routing(rows, base, seeds):
+    """How each level routes: MaxVio beside its noise floor, shares in training, entropy, interference, a step's time."""
     body = []
     for row in rows:
-        def levels(function, digits=2):
-            values = [row.over_seeds(lambda run, i=i: function(run, i))[0] for i in range(row.levels)]
-            return " · ".join("–" if v is None else f"{v:.{digits}f}" for v in values)
+        dense = next(iter(row.runs.values())).dense()
 
-        body.append((row.name(base), [
-            levels(lambda run, i: run.level(i, "max_violation")), levels(lambda run, i: run.level(i, "noise_floor")),
-            levels(lambda run, i: min(run.trained_usage(i))), levels(lambda run, i: max(run.trained_usage(i))),
-            levels(lambda run, i: run.level(i, "entropy")), levels(lambda run, i: run.cosine(i)),
-            figure(*row.over_seeds(lambda run: run.seconds()))]))
-    return html_table(["MaxVio", "noise floor", "least use", "largest use", "entropy, nats", "gradient cosine",
-                       "s a step"], body)
+        def levels(function, of_use=False):
+            values = [None if of_use and dense else row.over_seeds(lambda run, i=i: function(run, i))[0]
+                      for i in range(row.levels)]
+            return " · ".join("–" if v is None else f"{v:.2f}" for v in values)
+
+        body.append((row.name(base, seeds), [
+            levels(lambda run, i: run.level(i, "max_violation"), True),
+            levels(lambda run, i: run.level(i, "noise_floor"), True),
+            levels(lambda run, i: min(run.usage[i]), True), levels(lambda run, i: max(run.usage[i]), True),
+            levels(lambda run, i: run.level(i, "entropy")), levels(lambda run, i: run.level(i, "label_information")),
+            levels(lambda run, i: run.level(i, "gradient_cosine")), levels(lambda run, i: run.level(i, "gradient_ratio")),
+            figure(*row.over_seeds(lambda run: number(run.result.get("seconds_per_step"))))]))
+    return html_table(["MaxVio", "noise floor", "least use", "largest use", "entropy, nats", "information on regime",
+                       "gradient cosine", "gradient ratio", "s a step"], body)
 
 
-def violations(rows, base):
+def violations(rows, base, seeds):
     """MaxVio over the epochs, a chart a level, a line a row: means over the seeds."""
     charts, epochs = [], max(len(run.epochs) for row in rows for run in row.runs.values())
     every = max(1, -(-epochs // 6))
     labels = {x: str(x) for x in range(every, epochs + 1, every)}
+    shown = [row for row in rows if not next(iter(row.runs.values())).dense()]
     for level in range(rows[0].levels):
-        lines = []
-        for k, row in enumerate(rows):
-            per_run = [dict(run.violations(level)) for run in row.runs.values()]
-            points = [(x, [run[x] for run in per_run if run.get(x) is not None]) for x in range(1, epochs + 1)]
-            lines.append(Series(f"e{k % 8}", row.name(base), [(x, mean(v) if v else None) for x, v in points]))
-        floor = rows[0].over_seeds(lambda run, level=level: run.floor(level))[0]
-        lines.append(Series("m-floor", "noise floor", [(x, floor) for x in range(1, epochs + 1)], "dashed"))
+        lines, floors = [], {}
+        for k, row in enumerate(shown):
+            points = []
+            for x in range(epochs):
+                values = [run.violations[level][x] for run in row.runs.values() if x < len(run.violations[level])]
+                values = [v for v in values if None not in v]
+                points.append((x + 1, mean(v for v, _ in values) if values else None))
+                if values:
+                    floors.setdefault(round(mean(f for _, f in values), 3), []).append(x + 1)
+            lines.append(Series(f"e{k % 8}", row.name(base, seeds), points))
+        # One line a distinct floor: it depends on how many rows there are and how many experts each goes to.
+        for floor, xs in floors.items():
+            lines.append(Series("m-floor", "noise floor", [(x, floor) for x in sorted(set(xs))], "dashed"))
         charts.append(f"<div><h3>Level {level + 1}</h3>"
                       f'{line_chart(f"MaxVio of level {level + 1}", "MaxVio", "epoch", lines, x_labels=labels, zero=True)}'
                       "</div>")
-    keys = [(f"e{k % 8}", row.name(base), "") for k, row in enumerate(rows)]
+    keys = [(f"e{k % 8}", row.name(base, seeds), "") for k, row in enumerate(shown)]
     return f'{legend([*keys, ("m-floor", "noise floor", "dashed")])}<div class="pair">{"".join(charts)}</div>'

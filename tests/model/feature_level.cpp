@@ -75,6 +75,9 @@ void expect_a_whole_model() {
   }
 }
 
+static_assert(feature_head<FeatureHead<>>);
+static_assert(!feature_head<torch::nn::Module>, "no options, no forward, no loss");
+
 TEST(FeatureLevel, TrainsWithStackedExperts) { expect_a_whole_model<Features>(); }
 TEST(FeatureLevel, TrainsWithDistinctExperts) {
   expect_a_whole_model<FeatureLevel<

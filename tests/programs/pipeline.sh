@@ -78,6 +78,10 @@ feature=("${stages[@]}" --stage1-epochs 1 --use-ema)
 "${feature[@]}" --checkpoint-dir pieces --resume-from pieces/last_stage2 > /dev/null 2>&1
 same feature/last_stage2.safetensors pieces/last_stage2.safetensors
 same feature/feature_best.safetensors pieces/feature_best.safetensors
+# A packed data set is the same data set.
+"$bin/pack_dataset" --data-root data --output packed --size 64 > /dev/null 2>&1
+"${feature[@]/#data/packed}" --checkpoint-dir from_packed > /dev/null 2>&1
+same feature/last_stage2.safetensors from_packed/last_stage2.safetensors
 "$bin/predict" --checkpoint feature/feature_best.safetensors whole/ensemble_best.safetensors --input data/Test/Image \
   --output masks_both --routing both.json > /dev/null 2>&1
 "$bin/predict" --checkpoint feature/feature_best.safetensors --input data/Test/Image --output masks_feature \
@@ -111,6 +115,13 @@ refuses "no image in data/Train/Image" "$bin/evaluate" --pred masks --gt data/Te
 refuses "missing" "$bin/predict" --checkpoint whole/expert_0_best.safetensors --input data/Test/Image --output m
 refuses "variant compiled is sparse" "${feature[@]}" --no-use-sparse-moe
 refuses "--use-ddp" "${feature[@]}" --use-ddp
+refuses "a packed data set does not say which photographs" "${train[@]/#data/packed}" --stage 1 \
+  --fresh 8 --photos masks
+refuses "no training data found in masks" "$bin/pack_dataset" --data-root masks --output other
 refuses "--moe-num-experts" "${feature[@]}" --moe-num-experts 4
+refuses "had --bias-rate 0.05, this one has 0.5" "${feature[@]}" --checkpoint-dir feature --bias-rate 0.5 \
+  --resume-from feature/last_stage2
+refuses "had --router-rate 0.3, this one has 0.1" "${feature[@]}" --checkpoint-dir feature --router-rate 0.1 \
+  --resume-from feature/last_stage2
 refuses "--stage1-epochs 5 is more than --epochs 3" "${stages[@]}" --stage1-epochs 5
 echo "pipeline: all checks passed"

@@ -8,6 +8,7 @@ import html.parser
 import io
 import json
 import re
+import shutil
 import sys
 import tempfile
 import unittest
@@ -51,18 +52,18 @@ def epoch(iou, usage, words="good"):
     return {"loss": 2 - iou, "val_iou": {"ensemble": iou}, "seconds_per_step": 0.25, "levels": [level, level]}
 
 
-def run(folder, balance, seed, iou, cosine=None):
-    place = folder / f"GlobalPool-{balance}" / f"seed{seed}"
+def run(folder, balance, seed, iou, cosine=None, dense=False):
+    place = folder / balance / f"seed{seed}"
     place.mkdir(parents=True)
-    level = {"usage": [0.2, 0.3, 0.5], "max_violation": 0.5, "noise_floor": 0.1, "entropy": 1.0}
+    level = {"usage": [0.2, 0.3, 0.5], "max_violation": 0.5, "noise_floor": 0 if dense else 0.1, "entropy": 1.0,
+             "gradient_cosine": cosine, "gradient_ratio": None}
     policies = ["GlobalPool", "ReplicatedConv", "TopKSoftmax", "2", balance, "Grouped"]
     base = [*policies[:4], "EmaBias", "Grouped"]
     (place / "result.json").write_text(json.dumps(
         {"pictures": 6, "metrics": {"mean_iou": iou, "mae": 1 - iou, "smeasure": None}, "levels": [level, level],
-         "table": "balance", "policies": policies, "base": base, "seed": seed, "stages": 1}))
+         "policies": policies, "base": base, "seed": seed, "stages": 1, "seconds_per_step": 0.25}))
     (place / "metrics_stage1.jsonl").write_text(
         "".join(json.dumps(epoch(x, [0.2, 0.3, 0.5])) + "\n" for x in (iou / 2, iou)))
-    (place / "interference_stage1.jsonl").write_text(json.dumps({"epoch": 0, "cosine": [cosine, cosine]}) + "\n")
 
 
 def main_of(module, folder):
@@ -80,20 +81,35 @@ class AblationPage(unittest.TestCase):
         self.folder = Path(self.scratch.name)
         for seed, iou in enumerate((0.50, 0.52, 0.54)):
             run(self.folder, "EmaBias", seed, iou)
-            run(self.folder, "Switch", seed, iou + 0.1, cosine=-0.25)
-            run(self.folder, "None", seed, iou + 0.01)
+            run(self.folder, "Switch", seed, iou + (0.09, 0.10, 0.11)[seed], cosine=-0.25)
+            run(self.folder, "None", seed, iou + (0.05, -0.03, 0.01)[seed])
+        run(self.folder, "Everyone", 0, 0.6, dense=True)
+        (self.folder / "rows.json").write_text(json.dumps(
+            [{"table": "balance", "row": row} for row in ("EmaBias", "Switch", "Missing")] +
+            [{"table": "more", "row": row} for row in ("None", "Everyone")]))
 
     def test_a_difference_counts_only_beyond_the_spread_of_the_seeds(self):
-        rows = {row.policies[4]: row for row in ablation.read(self.folder)}
+        tables = ablation.read(self.folder)
+        self.assertEqual({name: [row.key for row in rows] for name, rows in tables.items()},
+                         {"balance": ["EmaBias", "Switch"], "more": ["None", "Everyone"]})
+        rows = {row.key: row for table in tables.values() for row in table}
         base = ablation.base_of(list(rows.values()))
-        self.assertEqual(base.policies[4], "EmaBias")
-        gap, beyond = rows["Switch"].difference(base, "mean_iou")
+        self.assertEqual(base.key, "EmaBias")
+        gap, error, beyond = rows["Switch"].difference(base, "mean_iou")
         self.assertAlmostEqual(gap, 0.1)
-        self.assertTrue(beyond)
-        gap, beyond = rows["None"].difference(base, "mean_iou")
+        self.assertAlmostEqual(error, 0.01 / 3 ** 0.5)
+        self.assertTrue(beyond, "t = 17 of two degrees of freedom, limit 4.3")
+        gap, error, beyond = rows["None"].difference(base, "mean_iou")
         self.assertAlmostEqual(gap, 0.01)
-        self.assertFalse(beyond, "0.01 is less than the root of 0.02^2 + 0.02^2")
-        self.assertEqual(rows["None"].difference(base, "smeasure"), (None, False))
+        self.assertFalse(beyond)
+        self.assertIsNone(rows["None"].difference(base, "smeasure"))
+        self.assertIsNone(rows["Everyone"].difference(base, "mean_iou"), "one common seed")
+
+    def test_two_seeds_are_never_enough(self):
+        for row in ("EmaBias", "Switch"):
+            shutil.rmtree(self.folder / row / "seed2")
+        rows = {row.key: row for table in ablation.read(self.folder).values() for row in table}
+        self.assertFalse(rows["Switch"].difference(rows["EmaBias"], "mean_iou")[2])
 
     def test_the_page_shows_figures_differences_and_angles(self):
         status, out, _ = main_of(ablation_page, self.folder)
@@ -101,11 +117,13 @@ class AblationPage(unittest.TestCase):
         text = (self.folder / "index.html").read_text()
         Checker(text)
         self.assertIn("0.520 <small>± 0.020</small>", text)
-        self.assertIn("<b>+0.100</b>", text)
-        self.assertIn("<br>+0.010", text)
+        self.assertIn("<b>+0.100 ± 0.006</b>", text)
+        self.assertIn("<br>+0.010 ± 0.023", text)
         self.assertIn("-0.25 · -0.25", text)
-        self.assertIn("– · –", text, "no angle without an auxiliary loss")
-        self.assertEqual(len(re.findall(r'class="chart"', text)), 2, "a chart of MaxVio a level")
+        self.assertIn("– · –", text, "no angle without an auxiliary loss, no use where every expert is asked")
+        self.assertIn("Everyone (1 of 3 seeds)", text)
+        self.assertIn("of 4 such comparisons", text)
+        self.assertEqual(len(re.findall(r'class="chart"', text)), 4, "a chart of MaxVio a level and table")
 
     def test_a_folder_without_runs_or_with_a_broken_one_is_refused(self):
         with tempfile.TemporaryDirectory() as empty:

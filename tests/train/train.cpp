@@ -386,15 +386,21 @@ TEST(Muon, RefusesWhatIsNoMatrix) {
 
 // ---------------------------------------------------------------------------------------- clip.hpp, precision.hpp
 
-TEST(Interference, IsTheCosineOfTheGradientsOverAllParameters) {
+TEST(Interference, IsTheAngleOfTheGradientsOverAllParametersAndTheirRatio) {
   const at::Tensor w = at::ones({2}).set_requires_grad(true), v = at::ones({1}).set_requires_grad(true);
   const at::Tensor unused = at::ones({3}).set_requires_grad(true);
+  const std::vector<at::Tensor> all{w, v, unused};
   const at::Tensor task = 3 * w[0] + 4 * v[0];  // gradients (3, 0), (4)
-  EXPECT_NEAR(gradient_cosine(task, 5 * v.sum(), {w, v, unused}), 0.8, 1e-12);
-  EXPECT_NEAR(gradient_cosine(task, -task, {w, v}), -1, 1e-12);
-  EXPECT_NEAR(gradient_cosine(task, w[1], {w, v}), 0, 1e-12);
-  EXPECT_TRUE(std::isnan(gradient_cosine(task, unused.sum(), {w, v})));
-  EXPECT_TRUE(std::isnan(gradient_cosine(task, at::zeros({}), {w, v}))) << "a loss without a graph";
+  const auto with = [&](const at::Tensor& loss) {
+    return interference(gradients_of(task, all), gradients_of(loss, all));
+  };
+  EXPECT_NEAR(with(10 * v.sum()).cosine, 0.8, 1e-12);
+  EXPECT_NEAR(with(10 * v.sum()).ratio, 2, 1e-12);
+  EXPECT_NEAR(with(-task).cosine, -1, 1e-12);
+  EXPECT_NEAR(with(w[1]).cosine, 0, 1e-12);
+  EXPECT_NEAR(with(unused.sum()).cosine, 0, 1e-12) << "gradients at different parameters are across";
+  EXPECT_TRUE(std::isnan(with(at::zeros({})).cosine)) << "a loss without a graph";
+  EXPECT_EQ(with(at::zeros({})).ratio, 0);
   EXPECT_FALSE(w.grad().defined()) << "no gradient is left behind";
   task.backward();  // the graph is still there
 }

@@ -1,3 +1,4 @@
+#pragma once
 // The definitions of backbone::Any; to be included in exactly one source file of a program.
 #include <tuple>
 

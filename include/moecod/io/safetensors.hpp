@@ -204,51 +204,85 @@ class SafetensorsFile {
   Metadata metadata_;
 };
 
-/// Writes a safetensors file in one step (AtomicFile). The data is sorted by element size, largest first, then as
-/// given, so every tensor is aligned.
+/// Writes a safetensors file piece by piece: the header when it is made, then the bytes of the tensors in their order.
+/// The file appears whole, or not at all (AtomicFile).
 /// Errors: std::runtime_error naming the file, for a name given twice, the name __metadata__, a text that is not UTF-8,
-/// bytes that do not fit dtype and shape, or what the system refuses; the old file then stays.
+/// a type or shape that the format has not, another number of bytes than shapes and types need, or what the system
+/// refuses; the old file then stays.
+class SafetensorsWriter {
+ public:
+  /// Names, types and shapes of `tensors`; their bytes are not looked at.
+  SafetensorsWriter(const std::filesystem::path& path, const std::vector<TensorRecord>& tensors,
+                    const Metadata& metadata = {})
+      : path_(path), file_(path) {
+    nlohmann::ordered_json header = nlohmann::ordered_json::object();
+    if (!metadata.empty()) header["__metadata__"] = metadata;
+    std::set<std::string> names{"__metadata__"};
+    uint64_t offset = 0;
+    for (const TensorRecord& tensor : tensors) {
+      if (!names.insert(tensor.name).second) fail("the name '" + tensor.name + "' is reserved or given twice");
+      try {
+        left_ = safetensors::tensor_bytes(tensor.dtype, tensor.shape);
+      } catch (const std::runtime_error& error) {
+        fail("tensor '" + tensor.name + "' " + error.what());
+      }
+      header[tensor.name] = {
+          {"dtype", tensor.dtype}, {"shape", tensor.shape}, {"data_offsets", {offset, offset + left_}}};
+      offset += left_;
+    }
+    left_ = offset;
+    std::string text;
+    try {
+      text = header.dump();
+    } catch (const nlohmann::json::exception& error) {
+      fail(std::string("a name or a metadata text is not UTF-8: ") + error.what());
+    }
+    text.resize((text.size() + 7) / 8 * 8, ' ');
+    if (text.size() > safetensors::max_header_bytes) fail("the header is over the format's limit");
+    const uint64_t length = text.size();
+    file_.write(std::as_bytes(std::span(&length, 1)));
+    file_.write(text);
+  }
+
+  void write(std::span<const std::byte> bytes) {
+    if (bytes.size() > left_) fail("more bytes than its shapes and types need");
+    file_.write(bytes);
+    left_ -= bytes.size();
+  }
+
+  /// Puts the file in its place; nothing may be written after it.
+  void commit() {
+    if (left_ > 0) fail(std::to_string(left_) + " bytes fewer than its shapes and types need");
+    file_.commit();
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string& reason) const {
+    throw std::runtime_error("cannot write " + path_.string() + ": " + reason);
+  }
+
+  std::filesystem::path path_;
+  AtomicFile file_;
+  uint64_t left_ = 0;
+};
+
+/// Writes a safetensors file in one step. The data is sorted by element size, largest first, then as given, so every
+/// tensor is aligned.
+/// Errors: as SafetensorsWriter, and for bytes that do not fit dtype and shape.
 inline void write_safetensors(const std::filesystem::path& path, std::vector<TensorRecord> tensors,
                               const Metadata& metadata = {}) {
-  const auto fail = [&](const std::string& reason) {
-    throw std::runtime_error("cannot write " + path.string() + ": " + reason);
-  };
   std::stable_sort(tensors.begin(), tensors.end(), [](const TensorRecord& a, const TensorRecord& b) {
     return safetensors::element_size(a.dtype) > safetensors::element_size(b.dtype);
   });
-  nlohmann::ordered_json header = nlohmann::ordered_json::object();
-  if (!metadata.empty()) header["__metadata__"] = metadata;
-  std::set<std::string> names{"__metadata__"};
-  uint64_t offset = 0;
+  SafetensorsWriter file(path, tensors, metadata);
   for (const TensorRecord& tensor : tensors) {
-    if (!names.insert(tensor.name).second) fail("the name '" + tensor.name + "' is reserved or given twice");
-    uint64_t expected = 0;
-    try {
-      expected = safetensors::tensor_bytes(tensor.dtype, tensor.shape);
-    } catch (const std::runtime_error& error) {
-      fail("tensor '" + tensor.name + "' " + error.what());
-    }
+    const uint64_t expected = safetensors::tensor_bytes(tensor.dtype, tensor.shape);
     if (expected != tensor.bytes.size())
-      fail("tensor '" + tensor.name + "' has " + std::to_string(tensor.bytes.size()) +
-           " bytes where its dtype and shape need " + std::to_string(expected));
-    header[tensor.name] = {{"dtype", tensor.dtype},
-                           {"shape", tensor.shape},
-                           {"data_offsets", {offset, offset + tensor.bytes.size()}}};
-    offset += tensor.bytes.size();
+      throw std::runtime_error("cannot write " + path.string() + ": tensor '" + tensor.name + "' has " +
+                               std::to_string(tensor.bytes.size()) + " bytes where its dtype and shape need " +
+                               std::to_string(expected));
+    file.write(tensor.bytes);
   }
-  std::string text;
-  try {
-    text = header.dump();
-  } catch (const nlohmann::json::exception& error) {
-    fail(std::string("a name or a metadata text is not UTF-8: ") + error.what());
-  }
-  text.resize((text.size() + 7) / 8 * 8, ' ');
-  if (text.size() > safetensors::max_header_bytes) fail("the header is over the format's limit");
-  const uint64_t length = text.size();
-  AtomicFile file(path);
-  file.write(std::as_bytes(std::span(&length, 1)));
-  file.write(text);
-  for (const TensorRecord& tensor : tensors) file.write(tensor.bytes);
   file.commit();
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 #include <torch/nn/module.h>
 
+#include <concepts>
 #include <memory>
 #include <string>
 #include <type_traits>
@@ -13,6 +14,20 @@
 #include "moecod/moe/mixture.hpp"
 
 namespace moecod {
+
+/// What can stand as a FeatureLevel's head: from the levels behind the mixtures to maps, and from maps to a loss.
+///
+///     Options, default-constructible; where it has `channels`, they are set to the levels' channels
+///     forward(pyramid, height, width) -> FeatureMaps      height and width of the image
+///     loss(maps, target) const -> [B]                     target [B, 1, H, W] in [0, 1]
+template <class H>
+concept feature_head =
+    std::derived_from<H, torch::nn::Module> && std::default_initializable<typename H::Options> &&
+    std::constructible_from<H, const typename H::Options&> &&
+    requires(H& head, const H& constant, const Pyramid& pyramid, int64_t n, const FeatureMaps& maps, const at::Tensor& t) {
+      { head.forward(pyramid, n, n) } -> std::same_as<FeatureMaps>;
+      { constant.loss(maps, t) } -> std::same_as<at::Tensor>;
+    };
 
 /// What a feature-level model returns: its maps and each level's decision, finest level first; with a policy that has
 /// one, the sum of the levels' auxiliary losses.
@@ -36,6 +51,8 @@ template <class BackbonePolicy, class MixturePolicy, class Head = FeatureHead<>>
 class FeatureLevel : public torch::nn::Module {
   static_assert(backbone::policy<BackbonePolicy>,
                 "moecod: FeatureLevel's first argument must be a backbone (concept moecod::backbone::policy)");
+  static_assert(feature_head<Head>,
+                "moecod: FeatureLevel's third argument must be a head (concept moecod::feature_head)");
 
  public:
   using backbone_type = BackbonePolicy;

@@ -1,16 +1,13 @@
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
-#include <cstdio>
-#include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
-#include <span>
 #include <stdexcept>
 #include <string>
 
 #include "moecod/core/state.hpp"
+#include "moecod/io/checksum.hpp"
 #include "moecod/io/file.hpp"
 #include "moecod/io/weights.hpp"
 
@@ -26,19 +23,9 @@ struct Checkpoint {
 
 namespace detail {
 
-/// FNV-1a over 64-bit words, the last one filled up with zeros: finds damage and mix-ups, not malice.
 inline std::string checksum(const std::filesystem::path& path) {
   const io::MappedFile file(path);
-  const std::span<const std::byte> bytes = file.bytes();
-  uint64_t hash = 14695981039346656037ULL ^ bytes.size();
-  for (std::size_t at = 0; at < bytes.size(); at += sizeof(uint64_t)) {
-    uint64_t word = 0;
-    std::memcpy(&word, bytes.data() + at, std::min(sizeof word, bytes.size() - at));
-    hash = (hash ^ word) * 1099511628211ULL;
-  }
-  char text[17];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(hash));
-  return text;
+  return io::checksum_text(io::checksum(file.bytes()));
 }
 
 struct CheckpointFiles {

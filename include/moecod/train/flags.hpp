@@ -1,6 +1,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <concepts>
 #include <cstdint>
 #include <nlohmann/json.hpp>
@@ -119,6 +120,19 @@ void options_from_json(const nlohmann::json& json, T& options) {
     throw std::invalid_argument("options: unknown keys: " + names);
   }
   options = std::move(read);
+}
+
+/// Two runs have the same options, but for those that change no figure. Errors: std::runtime_error that names `whose`
+/// options differ and the first flag.
+inline void check_same(const nlohmann::ordered_json& recorded, const nlohmann::ordered_json& mine,
+                       const std::vector<std::string>& except, const std::string& whose) {
+  for (const auto& [flag, value] : mine.items()) {
+    if (std::find(except.begin(), except.end(), flag) != except.end()) continue;
+    const bool there = recorded.is_object() && recorded.contains(flag);
+    if (!there || recorded.at(flag) != value)
+      throw std::runtime_error(whose + " had --" + flag + " " + (there ? recorded.at(flag).dump() : "(none)") +
+                               ", this one has " + value.dump());
+  }
 }
 
 }  // namespace moecod::train

@@ -7,33 +7,38 @@
 
 namespace moecod::train {
 
-/// The cosine of the angle between the gradients of two losses at the same parameters, taken as one vector:
-///
-///     g_t . g_a / (|g_t| |g_a|)
-///
-/// 1: the auxiliary loss pulls where the task pulls; 0: across; below 0: against it. This is the interference that
-/// balancing without an auxiliary loss avoids (Wang et al. 2024, arXiv 2408.15664). NaN where a gradient is zero.
-///
-/// Leaves no gradients behind and keeps both graphs. Synchronises: yes.
-inline double gradient_cosine(const at::Tensor& task, const at::Tensor& auxiliary,
-                              const std::vector<at::Tensor>& parameters) {
-  const auto gradients = [&](const at::Tensor& loss) {
-    if (!loss.requires_grad()) return std::vector<at::Tensor>(parameters.size());
-    return torch::autograd::grad({loss}, parameters, {}, /*retain_graph=*/true, /*create_graph=*/false,
-                                 /*allow_unused=*/true);
-  };
-  const std::vector<at::Tensor> a = gradients(task), b = gradients(auxiliary);
-  double product = 0, squares_a = 0, squares_b = 0;
+/// The gradients of a loss at some parameters, undefined at those that it does not reach. Leaves none behind in the
+/// parameters and keeps the graph. Synchronises: never.
+inline std::vector<at::Tensor> gradients_of(const at::Tensor& loss, const std::vector<at::Tensor>& parameters) {
+  if (!loss.requires_grad()) return std::vector<at::Tensor>(parameters.size());
+  return torch::autograd::grad({loss}, parameters, {}, /*retain_graph=*/true, /*create_graph=*/false,
+                               /*allow_unused=*/true);
+}
+
+/// How an auxiliary loss and the task pull at the same parameters: what balancing without an auxiliary loss avoids (Wang
+/// et al. 2024, arXiv 2408.15664).
+struct Interference {
+  double cosine = NAN;  ///< g_t . g_a / (|g_t| |g_a|); below 0 the auxiliary loss pulls against the task
+  double ratio = NAN;   ///< |g_a| / |g_t|: how much of the step it takes
+};
+
+/// From two sets of gradients at the same parameters, each taken as one vector. The cosine is NaN where a gradient is
+/// zero, the ratio where the task's is. Synchronises: yes.
+inline Interference interference(const std::vector<at::Tensor>& task, const std::vector<at::Tensor>& auxiliary) {
+  double product = 0, of_task = 0, of_auxiliary = 0;
   const auto dot = [](const at::Tensor& x, const at::Tensor& y) {
     return x.defined() && y.defined() ? at::dot(x.flatten().to(at::kDouble), y.flatten().to(at::kDouble)).item<double>()
                                       : 0.0;
   };
-  for (std::size_t i = 0; i < parameters.size(); ++i) {
-    product += dot(a[i], b[i]);
-    squares_a += dot(a[i], a[i]);
-    squares_b += dot(b[i], b[i]);
+  for (std::size_t i = 0; i < task.size(); ++i) {
+    product += dot(task[i], auxiliary[i]);
+    of_task += dot(task[i], task[i]);
+    of_auxiliary += dot(auxiliary[i], auxiliary[i]);
   }
-  return squares_a > 0 && squares_b > 0 ? product / std::sqrt(squares_a * squares_b) : NAN;
+  Interference out;
+  if (of_task > 0 && of_auxiliary > 0) out.cosine = product / std::sqrt(of_task * of_auxiliary);
+  if (of_task > 0) out.ratio = std::sqrt(of_auxiliary / of_task);
+  return out;
 }
 
 }  // namespace moecod::train

@@ -207,13 +207,8 @@ class Trainer {
 
   /// A resumed run must have the options of the one that it continues, but for those that change no figure.
   void check_same_options(const nlohmann::ordered_json& recorded) const {
-    const nlohmann::ordered_json mine = options_to_json(options_);
-    for (const auto& [flag, value] : mine.items()) {
-      if (flag == "num-workers" || flag == "stop-after" || flag == "max-bad-steps") continue;
-      TORCH_CHECK(recorded.contains(flag) && recorded.at(flag) == value, "--resume-from: the run to continue had --",
-                  flag, " ", recorded.contains(flag) ? recorded.at(flag).dump() : "(none)", ", this one has ",
-                  value.dump());
-    }
+    check_same(recorded, options_to_json(options_), {"num-workers", "stop-after", "max-bad-steps"},
+               "--resume-from: the run to continue");
   }
 
   /// Reads the flag of the step before.

@@ -1,0 +1,102 @@
+// Packs a data set: pictures and masks of one size in one file a part, which training maps into memory instead of
+// finding, decoding and resizing them. Programs read the folder with --data-root as any other data set.
+//
+//   pack_dataset --data-root COD10K-v3 --output packed --size 448
+
+#include <algorithm>
+#include <exception>
+#include <filesystem>
+#include <iostream>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <tuple>
+#include <vector>
+
+#include <CLI/CLI.hpp>
+
+#include "moecod/data/folder.hpp"
+#include "moecod/data/hold_out.hpp"
+#include "moecod/data/open_source.hpp"
+#include "moecod/data/pack.hpp"
+#include "moecod/train/progress.hpp"
+
+namespace {
+
+namespace data = moecod::data;
+namespace fs = std::filesystem;
+
+struct Options {
+  std::string root, output;
+  std::vector<std::string> parts{"train", "test"};
+  int64_t size = 448, seed = 0, max_bad = 10;
+  int64_t threads = std::max(1U, std::thread::hardware_concurrency());
+  double validation_share = 0.05;
+};
+
+void pack(const data::Records& records, data::Split split, const std::string& part, const Options& options) {
+  const fs::path path = data::packed_file(options.output, split);
+  moecod::train::Progress progress(part, 2 * static_cast<int64_t>(records.records.size()));
+  const data::PackOptions pack_options{.height = options.size,
+                                       .width = options.size,
+                                       .threads = options.threads,
+                                       .progress = [&](int64_t done, int64_t) { progress.update(done); }};
+  const auto problems = data::write_packed(path, data::Folder(records, {.max_bad = options.max_bad}), pack_options);
+  progress.finish(path.string() + ", " + std::to_string(records.records.size() - problems.size()) + " pictures");
+}
+
+void run(const Options& options) {
+  const std::set<std::string> parts(options.parts.begin(), options.parts.end());
+  if (parts.size() > 1 && fs::is_directory(fs::path(options.root) / "Imgs"))
+    throw std::runtime_error("--data-root: " + options.root + " has one folder of pictures for every part: say with --parts "
+                             "whether it is to be train or test");
+  fs::create_directories(options.output);
+  const bool listed = fs::exists(fs::path(options.root) / "Info" / "CAM_val.txt");
+  if (parts.contains("train")) {
+    data::Records training = data::open(options.root, data::Split::Train), validation;
+    if (listed) {
+      validation = data::open(options.root, data::Split::Validation);
+    } else {
+      std::tie(training, validation) =
+          data::hold_out(training, options.validation_share, static_cast<uint64_t>(options.seed));
+    }
+    pack(training, data::Split::Train, "training part", options);
+    pack(validation, data::Split::Validation, "validation part", options);
+  }
+  if (parts.contains("test")) pack(data::open(options.root, data::Split::Test), data::Split::Test, "test part", options);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Packs a data set into one file a part, for training without image files.");
+  Options options;
+  app.add_option("--data-root", options.root, "data set: COD10K-v3, CAMO, or Imgs and GT")->required();
+  app.add_option("--output", options.output, "folder to write")->required();
+  app.add_option("--size", options.size, "side of the pictures in pixels, the --img-size of the training")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--parts", options.parts, "train (with the validation part), test, or both")
+      ->check(CLI::IsMember({"train", "test"}))
+      ->capture_default_str();
+  app.add_option("--validation-share", options.validation_share,
+                 "share of the training set to validate on, where the data set has no such part")
+      ->check(CLI::Range(0.001, 0.5))
+      ->capture_default_str();
+  app.add_option("--seed", options.seed, "of the choice of that share")->check(CLI::NonNegativeNumber)->capture_default_str();
+  app.add_option("--max-bad", options.max_bad, "unreadable pairs that are tolerated in a part")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--threads", options.threads, "the files are the same for any number")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  CLI11_PARSE(app, argc, argv);
+  try {
+    run(options);
+  } catch (const std::exception& error) {
+    std::cerr << "pack_dataset: " << error.what() << '\n';
+    return 1;
+  }
+  return 0;
+}
