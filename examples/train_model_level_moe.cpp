@@ -193,6 +193,9 @@ int main(int argc, char** argv) {
   CLI11_PARSE(app, argc, argv);
   try {
     return run(program, model, recipe, trainer);
+  } catch (const train::Stopped& stopped) {
+    std::cerr << "train_model_level_moe: " << stopped.what() << "; go on with --resume-from\n";
+    return train::stopped_exit_status;
   } catch (const c10::Error& error) {
     std::cerr << "train_model_level_moe: " << error.what_without_backtrace() << '\n';
   } catch (const std::exception& error) {

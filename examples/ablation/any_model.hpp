@@ -4,6 +4,7 @@
 
 #include <torch/nn/module.h>
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
@@ -16,6 +17,8 @@ namespace moecod::examples::ablation {
 /// What train::FeatureLevelTask and the probes ask of a model; its parts have the names that FeatureLevel gives them.
 class AnyFeatureModel : public torch::nn::Module {
  public:
+  static constexpr int64_t num_experts = 6;  ///< of every row, on each level
+
   /// The auxiliary loss is zero for policies that have none.
   virtual FeatureOutput<true> forward(const at::Tensor& images) = 0;
 
@@ -34,6 +37,7 @@ template <class Model>
 class ErasedFeatureModel : public AnyFeatureModel {
  public:
   using Balance = typename Model::mixture_type::balance_type;
+  static_assert(Model::num_experts == num_experts, "moecod: rows of an ablation have six experts a level");
 
   explicit ErasedFeatureModel(const typename Model::Options& options) : model_(options) {
     register_module("backbone", model_.backbone);

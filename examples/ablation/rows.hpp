@@ -39,7 +39,7 @@ namespace hana = boost::hana;
 
 // ---- What rows.def may name beside the library's own policies -------------------------------------------------------
 
-inline constexpr int64_t num_experts = 6;
+inline constexpr int64_t num_experts = AnyFeatureModel::num_experts;
 using ReplicatedConv = Replicated<expert::Conv<>, num_experts>;
 using DistinctKinds = Distinct<expert::Texture<>, expert::Frequency<>, expert::Edge<>, expert::Contrast<>, expert::Texture<>,
                        expert::Frequency<>>;

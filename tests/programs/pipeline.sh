@@ -29,6 +29,22 @@ same whole/expert_all_best.safetensors parts/expert_all_best.safetensors
 [ "$(wc -l < parts/metrics_stage1.jsonl)" = 2 ] || fail "expected a line per epoch in metrics_stage1.jsonl"
 for k in 0 1 2 3; do [ -f "whole/expert_${k}_best.safetensors" ] || fail "no expert_${k}_best"; done
 
+# SIGTERM saves behind the step at hand, in the middle of an epoch, and the run goes on from there.
+long=("${train[@]}" --stage 1 --epochs 3 --batch-size 2 --replicas 1)
+"${long[@]}" --checkpoint-dir unbroken > /dev/null 2>&1
+"${long[@]}" --checkpoint-dir stopped > stopped.log 2>&1 &
+trainer=$!
+until grep -q "epoch 1/3" stopped.log; do sleep 0.02; done
+sleep 0.3
+kill -TERM $trainer
+status=0; wait $trainer || status=$?
+[ "$status" = 75 ] || { cat stopped.log >&2; fail "ended with status $status after SIGTERM"; }
+"${long[@]}" --checkpoint-dir stopped --resume-from stopped/last_stage1 > /dev/null 2>&1
+same unbroken/last_stage1.safetensors stopped/last_stage1.safetensors
+[ "$(wc -l < stopped/metrics_stage1.jsonl)" = 3 ] || fail "expected a line per epoch after SIGTERM"
+diff <(sed 's/"seconds_per_step":[^,}]*//' unbroken/metrics_stage1.jsonl) \
+     <(sed 's/"seconds_per_step":[^,}]*//' stopped/metrics_stage1.jsonl) || fail "the log differs after SIGTERM"
+
 # One expert alone: the backbone of the first is loaded and stays as it is.
 "${train[@]}" --stage 1 --epochs 1 --expert-id 0 --checkpoint-dir alone > /dev/null 2>&1
 "${train[@]}" --stage 1 --epochs 1 --expert-id 1 --checkpoint-dir alone \

@@ -1,6 +1,6 @@
 #pragma once
 #include <ATen/ops/cat.h>
-#include <ATen/ops/zeros_like.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -70,7 +70,11 @@ class FeatureLevelTask {
   using score_type = FeatureScore;
 
   FeatureLevelTask(const Stage&, at::Device device, int64_t replicas)
-      : device_(device), counts_(std::size_t(replicas)) {}
+      : device_(device), counts_(std::size_t(replicas)) {
+    const auto count = at::TensorOptions(at::kLong).device(device);
+    for (auto& levels : counts_)
+      for (std::size_t i = 0; i < levels_of_a_model; ++i) levels.push_back(at::zeros({Model::num_experts}, count));
+  }
 
   std::monostate draw(int64_t) { return {}; }
 
@@ -105,29 +109,37 @@ class FeatureLevelTask {
     return out;
   }
 
-  /// Nothing: usage begins anew with every score, and runs are resumed behind one.
-  StateDict state() const { return {}; }
+  /// R.I: the counts of replica R's level I since the score before.
+  StateDict state() const {
+    StateDict out;
+    for (std::size_t r = 0; r < counts_.size(); ++r)
+      for (std::size_t i = 0; i < counts_[r].size(); ++i)
+        out.emplace_back(std::to_string(r) + "." + std::to_string(i), counts_[r][i]);
+    return out;
+  }
 
  private:
   static void count(std::vector<at::Tensor>& counts, const std::vector<Routing>& routing) {
     const at::NoGradGuard no_grad;
-    if (counts.empty())
-      for (const Routing& level : routing) counts.push_back(at::zeros_like(level.counts));
     for (std::size_t i = 0; i < routing.size(); ++i) counts[i].add_(routing[i].counts);
   }
 
-  /// The shares of each level's experts over all replicas; starts anew.
+  /// The shares of each level's experts over all replicas, nothing where nothing was trained; starts anew.
   std::vector<std::vector<double>> take_usage() {
     std::vector<std::vector<double>> out;
     for (std::size_t i = 0; i < counts_.front().size(); ++i) {
       at::Tensor total = counts_.front()[i].to(at::kDouble);
       for (std::size_t r = 1; r < counts_.size(); ++r) total = total + counts_[r][i];
       const at::Tensor share = (total / total.sum().clamp_min(1)).to(at::kCPU);
+      if (share.sum().template item<double>() == 0) return {};
       out.emplace_back(share.template const_data_ptr<double>(), share.template const_data_ptr<double>() + share.numel());
     }
-    for (auto& counts : counts_) counts.clear();
+    for (auto& levels : counts_)
+      for (at::Tensor& counts : levels) counts.zero_();
     return out;
   }
+
+  static constexpr std::size_t levels_of_a_model = 4;  // as FeatureLevel demands of its backbone
 
   at::Device device_;
   std::vector<std::vector<at::Tensor>> counts_;  // [replicas][levels], each [E] int64

@@ -1,6 +1,7 @@
 #pragma once
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
 #include <chrono>
@@ -30,6 +31,7 @@
 #include "moecod/train/rng.hpp"
 #include "moecod/train/schedule.hpp"
 #include "moecod/train/stage.hpp"
+#include "moecod/train/stop_signal.hpp"
 #include "moecod/train/task.hpp"
 #include "moecod/train/trainer_options.hpp"
 
@@ -49,7 +51,8 @@ struct EpochResult {
 /// Each optimizer step: micro-batches with their backward passes; the balancing policies' counts are committed (zeroed
 /// where the step is skipped); gradients are checked, clipped, applied. On CUDA a step reads two numbers of the step
 /// before back, its loss and whether it was skipped, and so waits for that step. A run that is resumed continues bitwise on the
-/// CPU. Errors: std::runtime_error when max_bad_steps steps in a row had no finite gradient; what the data throws.
+/// CPU. After SIGTERM it saves behind the step at hand, also inside an epoch, and ends with Stopped.
+/// Errors: Stopped; std::runtime_error when max_bad_steps steps in a row had no finite gradient; what the data throws.
 template <task Task>
 class Trainer {
  public:
@@ -67,6 +70,8 @@ class Trainer {
         loss_scale_(device, precision_),
         replicas_(model, options_.replicas, make),
         task_(stage_, device, options_.replicas),
+        sum_(at::zeros({}, at::TensorOptions(at::kDouble).device(device))),
+        finite_(at::zeros_like(sum_)),
         skipped_(device) {
     TORCH_CHECK(options_.batch_size % options_.replicas == 0, "--batch-size ", options_.batch_size,
                 " must be a multiple of --replicas ", options_.replicas);
@@ -97,26 +102,34 @@ class Trainer {
           training, {.batch = options_.batch_size, .height = size, .width = size, .train = true,
                      .augment = data::Augment::preset(options_.augment), .workers = options_.workers,
                      .seed = static_cast<uint64_t>(options_.seed) + 7919 * static_cast<uint64_t>(stage_.number)});
-      loader.start(epoch_);
+      loader.start(epoch_, begin_ * options_.accumulation_steps);
       const auto start = std::chrono::steady_clock::now();
       Progress progress("stage " + std::to_string(stage_.number) + " epoch " + std::to_string(epoch_ + 1) + "/" +
                             std::to_string(options_.epochs),
                         steps);
-      const auto number = at::TensorOptions(at::kDouble).device(device_);
-      at::Tensor sum = at::zeros({}, number), finite = at::zeros({}, number);
       LateScalar shown(device_);
-      for (int64_t step = 0; step < steps; ++step) {
+      const int64_t begun = begin_;
+      for (int64_t step = begun; step < steps; ++step) {
         const double done = double(epoch_ * steps + step) / double(steps * options_.epochs);
         const at::Tensor loss = optimizer_step(loader, schedule(epoch_ * steps + step), done);
         // A loss that is not finite belongs to a step that was skipped.
-        sum.add_(at::where(loss.isfinite(), loss.to(at::kDouble), at::zeros({}, number)));
-        finite.add_(loss.isfinite());
+        sum_.add_(at::where(loss.isfinite(), loss.to(at::kDouble), at::zeros_like(sum_)));
+        finite_.add_(loss.isfinite());
         shown.push(loss);
         const std::optional<double> before = shown.before();
         progress.update(step + 1, before ? "loss " + std::to_string(*before).substr(0, 6) : "");
+        if (stop_.requested()) {
+          begin_ = step + 1;
+          save();
+          throw Stopped("stopped by SIGTERM in epoch " + std::to_string(epoch_ + 1) + " behind step " +
+                        std::to_string(begin_) + " of " + std::to_string(steps));
+        }
       }
       const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      Result result{.epoch = epoch_, .loss = (sum / finite.clamp_min(1)).template item<double>(), .validation = {}};
+      Result result{.epoch = epoch_, .loss = (sum_ / finite_.clamp_min(1)).template item<double>(), .validation = {}};
+      begin_ = 0;
+      sum_.zero_();
+      finite_.zero_();
       {
         std::optional<Ema::Swap> averaged;
         if (ema_) averaged.emplace(*ema_);
@@ -124,7 +137,8 @@ class Trainer {
         progress.finish(summary(result));
         after_epoch(result);
       }
-      log.write(record(result, schedule((epoch_ + 1) * steps - 1), (epoch_ + 1) * steps, seconds / double(steps)));
+      log.write(record(result, schedule((epoch_ + 1) * steps - 1), (epoch_ + 1) * steps,
+                       seconds / double(std::max<int64_t>(1, steps - begun))));
       ++epoch_;
       save();
       --epoch_;
@@ -138,11 +152,12 @@ class Trainer {
     if (ema_) add_state(out, "ema.", ema_->state());
     add_state(out, "loss_scale.", loss_scale_.state());
     add_state(out, "task.", task_.state());
+    add_state(out, "epoch.", {{"sum", sum_}, {"finite", finite_}});
     add_state(out, "random.", random_state(device_));
     return out;
   }
   nlohmann::ordered_json progress() const {
-    return {{"stage", stage_.number}, {"epoch", epoch_}, {"step", step_}, {"bad_steps", bad_steps_},
+    return {{"stage", stage_.number}, {"epoch", epoch_}, {"begin", begin_}, {"step", step_}, {"bad_steps", bad_steps_},
             {"options", options_to_json(options_)}};
   }
 
@@ -157,9 +172,11 @@ class Trainer {
     if (ema_) ema_->load_state(part_of_state(from.state, "ema."));
     loss_scale_.load_state(part_of_state(from.state, "loss_scale."));
     copy_state("the task's state (is --replicas the same?)", part_of_state(from.state, "task."), task_.state());
+    copy_state("the epoch's state", part_of_state(from.state, "epoch."), {{"sum", sum_}, {"finite", finite_}});
     replicas_.hand_on_buffers();
     set_random_state(part_of_state(from.state, "random."), device_);
     epoch_ = from.progress.at("epoch");
+    begin_ = from.progress.at("begin");
     step_ = from.progress.at("step");
     bad_steps_ = from.progress.at("bad_steps");
   }
@@ -244,8 +261,10 @@ class Trainer {
   Task task_;
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<Ema> ema_;
+  at::Tensor sum_, finite_;  // of the losses of the epoch so far, and how many there are
   LateScalar skipped_;
-  int64_t epoch_ = 0, step_ = 0, bad_steps_ = 0;
+  StopSignal stop_;
+  int64_t epoch_ = 0, begin_ = 0, step_ = 0, bad_steps_ = 0;  // begin_: steps of the epoch that are done already
 };
 
 }  // namespace moecod::train
