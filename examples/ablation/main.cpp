@@ -211,8 +211,9 @@ int run(const ProgramOptions& program, RunOptions options) {
     for (const RowEntry& row : rows) all.push_back({&row, seed, output / row.key() / ("seed" + std::to_string(seed))});
   std::copy_if(all.begin(), all.end(), std::back_inserter(left),
                [](const Run& r) { return !fs::exists(r.folder / "result.json"); });
-  // From what was asked for and not from what is left, so that a run that is taken up again has as many threads.
-  const int64_t at_once = std::min(runs_at_once(program), int64_t(all.size()));
+  // Threads follow from what may run side by side and not from what is left, so that a run has as many whenever it is
+  // taken up: their number shows in the last bits.
+  const int64_t at_once = runs_at_once(program);
   const auto threads = int(std::max<int64_t>(1, int64_t(std::thread::hardware_concurrency()) / at_once));
   std::cout << rows.size() << " rows, " << program.seeds << " seeds, " << all.size() - left.size() << " runs done, "
             << left.size() << " to go, " << at_once << " at once" << std::endl;
