@@ -5,16 +5,10 @@ from html import escape
 from statistics import mean, stdev
 
 from .charts import Series, legend, line_chart
-from .results import ReportError, number, numbers
+from .results import ReportError, json_lines, number, usage
 
 METRICS = [("mean_iou", "IoU", 1), ("smeasure", "S", 1), ("emeasure_mean", "E", 1), ("wfmeasure", "wF", 1),
            ("fmeasure_mean", "F", 1), ("mae", "MAE", -1)]  # key, title, 1 where more is better
-
-
-def json_lines(path):
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 class Run:
@@ -26,7 +20,7 @@ class Run:
         for stage in range(1, self.result["stages"] + 1):
             self.epochs += json_lines(file.parent / f"metrics_stage{stage}.jsonl")
         self.seed = self.result["seed"]
-        self.usage = [numbers(level.get("trained_usage")) or numbers(level["usage"]) for level in self.result["levels"]]
+        self.usage = [usage(level) for level in self.result["levels"]]
         self.violations = [[(number(e["levels"][i].get("max_violation")), number(e["levels"][i].get("noise_floor")))
                             for e in self.epochs] for i in range(len(self.usage))]
 

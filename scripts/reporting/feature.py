@@ -2,10 +2,9 @@
 
 from html import escape
 
-from .ablation import json_lines
 from .charts import Series, legend, line_chart
 from .outcome import heat_map
-from .results import ReportError, number, numbers
+from .results import ReportError, json_lines, number, usage
 
 
 class Course:
@@ -35,11 +34,6 @@ class Course:
 
     def levels(self):
         return len(self.epochs[-1].get("levels") or [])
-
-
-def usage(level):
-    """A level's shares in training, or in validation where the log has no other."""
-    return numbers(level.get("trained_usage")) or numbers(level.get("usage")) or []
 
 
 def curves(course):

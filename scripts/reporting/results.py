@@ -38,6 +38,18 @@ def numbers(values):
     return found if any(v is not None for v in found) else None
 
 
+def json_lines(path):
+    """The objects of a file of JSON Lines, none where there is no file. Errors: ValueError."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def usage(level):
+    """A level's shares in training, or where there is no word of it those of its evaluation."""
+    return numbers(level.get("trained_usage")) or numbers(level.get("usage")) or []
+
+
 def mapping(value):
     return value if isinstance(value, dict) else {}
 

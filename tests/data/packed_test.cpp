@@ -14,10 +14,12 @@
 #include "moecod/data/pack.hpp"
 #include "moecod/data/packed.hpp"
 #include "tests/data/scratch.hpp"
+#include "tests/error_of.hpp"
 
 namespace {
 
 using namespace moecod;
+using test::error_of;
 using testing::ElementsAre;
 using testing::HasSubstr;
 
@@ -45,16 +47,6 @@ std::string bytes_of(const std::filesystem::path& path) {
 
 void replace(const std::filesystem::path& path, const std::string& bytes) {
   std::ofstream(path, std::ios::binary) << bytes;
-}
-
-template <class F>
-std::string error_of(F&& f) {
-  try {
-    f();
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  return "";
 }
 
 TEST(Packed, GivesBackWhatWasPacked) {

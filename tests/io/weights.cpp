@@ -15,6 +15,7 @@
 #include "moecod/io/weights.hpp"
 #include "moecod/layers/conv.hpp"
 #include "moecod/layers/norm.hpp"
+#include "tests/error_of.hpp"
 
 namespace {
 
@@ -51,16 +52,6 @@ class Weights : public testing::Test {
 
   fs::path folder_;
 };
-
-template <class F>
-std::string message_of(F&& f) {
-  try {
-    f();
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  return "";
-}
 
 at::Tensor raw_bytes(const at::Tensor& tensor) {
   const at::Tensor host = tensor.contiguous();
@@ -165,26 +156,26 @@ TEST_F(Weights, EveryMalformedFileIsNamedWithItsReason) {
   };
   for (const Case& c : cases) {
     write_raw(c.header, c.data);
-    const std::string message = message_of([&] { io::SafetensorsFile{file()}; });
+    const std::string message = test::error_of([&] { io::SafetensorsFile{file()}; });
     EXPECT_NE(message.find(c.reason), std::string::npos) << c.header.substr(0, 200) << "\n gave: " << message;
     EXPECT_NE(message.find(file().string()), std::string::npos) << message;
   }
 
   write_raw("{}", 0, 3);
-  EXPECT_NE(message_of([&] { io::SafetensorsFile{file()}; }).find("the header needs 3 bytes"), std::string::npos);
+  EXPECT_NE(test::error_of([&] { io::SafetensorsFile{file()}; }).find("the header needs 3 bytes"), std::string::npos);
   write_raw("{}", 0, INT64_MAX);
-  EXPECT_NE(message_of([&] { io::SafetensorsFile{file()}; }).find("over the limit"), std::string::npos);
+  EXPECT_NE(test::error_of([&] { io::SafetensorsFile{file()}; }).find("over the limit"), std::string::npos);
   std::ofstream(file(), std::ios::binary) << "1234567";
-  EXPECT_NE(message_of([&] { io::SafetensorsFile{file()}; }).find("shorter than the 8 bytes"), std::string::npos);
+  EXPECT_NE(test::error_of([&] { io::SafetensorsFile{file()}; }).find("shorter than the 8 bytes"), std::string::npos);
   std::ofstream(file(), std::ios::binary) << "";
-  EXPECT_NE(message_of([&] { io::SafetensorsFile{file()}; }).find("shorter than the 8 bytes"), std::string::npos);
-  EXPECT_NE(message_of([&] { io::SafetensorsFile{folder_}; }).find("not a regular file"), std::string::npos);
-  EXPECT_NE(message_of([&] { io::SafetensorsFile{file("none")}; }).find("No such file"), std::string::npos);
+  EXPECT_NE(test::error_of([&] { io::SafetensorsFile{file()}; }).find("shorter than the 8 bytes"), std::string::npos);
+  EXPECT_NE(test::error_of([&] { io::SafetensorsFile{folder_}; }).find("not a regular file"), std::string::npos);
+  EXPECT_NE(test::error_of([&] { io::SafetensorsFile{file("none")}; }).find("No such file"), std::string::npos);
 
   const std::string header = one(R"("dtype":"BOOL","shape":[1],"data_offsets":[0,1])");
   write_raw(header, 0);
   std::ofstream(file(), std::ios::binary | std::ios::app) << '\2';
-  EXPECT_NE(message_of([&] { io::SafetensorsFile{file()}; }).find("BOOL that is neither"), std::string::npos);
+  EXPECT_NE(test::error_of([&] { io::SafetensorsFile{file()}; }).find("BOOL that is neither"), std::string::npos);
 }
 
 TEST_F(Weights, EveryTruncationIsRefused) {
@@ -200,13 +191,13 @@ TEST_F(Weights, RefusedWritesNameTheReasonAndLeaveTheOldFile) {
   io::write_state(file(), {{"a", at::rand({4})}});
   const std::string before = bytes_of(file());
   const at::Tensor t = at::rand({2});
-  EXPECT_NE(message_of([&] { io::write_state(file(), {{"a", t}, {"a", t}}); }).find("given twice"), std::string::npos);
-  EXPECT_NE(message_of([&] { io::write_state(file(), {{"__metadata__", t}}); }).find("reserved"), std::string::npos);
-  EXPECT_NE(message_of([&] { io::write_state(file(), {{"\xff", t}}); }).find("not UTF-8"), std::string::npos);
-  EXPECT_NE(message_of([&] { io::write_state(file(), {{"a", at::Tensor()}}); }).find("undefined"), std::string::npos);
-  EXPECT_NE(message_of([&] { io::write_state(file(), {{"a", t.to(at::kComplexDouble)}}); }).find("cannot hold"),
+  EXPECT_NE(test::error_of([&] { io::write_state(file(), {{"a", t}, {"a", t}}); }).find("given twice"), std::string::npos);
+  EXPECT_NE(test::error_of([&] { io::write_state(file(), {{"__metadata__", t}}); }).find("reserved"), std::string::npos);
+  EXPECT_NE(test::error_of([&] { io::write_state(file(), {{"\xff", t}}); }).find("not UTF-8"), std::string::npos);
+  EXPECT_NE(test::error_of([&] { io::write_state(file(), {{"a", at::Tensor()}}); }).find("undefined"), std::string::npos);
+  EXPECT_NE(test::error_of([&] { io::write_state(file(), {{"a", t.to(at::kComplexDouble)}}); }).find("cannot hold"),
             std::string::npos);
-  EXPECT_NE(message_of([&] { io::write_state(file("none/x"), {{"a", t}}); }).find("No such file"), std::string::npos);
+  EXPECT_NE(test::error_of([&] { io::write_state(file("none/x"), {{"a", t}}); }).find("No such file"), std::string::npos);
 
   // A limit on file sizes stands for a full disk: write() fails half-way.
   rlimit old{};
@@ -214,7 +205,7 @@ TEST_F(Weights, RefusedWritesNameTheReasonAndLeaveTheOldFile) {
   const auto handler = std::signal(SIGXFSZ, SIG_IGN);
   const rlimit small{4096, old.rlim_max};
   ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &small), 0);
-  const std::string message = message_of([&] { io::write_state(file(), {{"a", at::rand({100000})}}); });
+  const std::string message = test::error_of([&] { io::write_state(file(), {{"a", at::rand({100000})}}); });
   setrlimit(RLIMIT_FSIZE, &old);
   std::signal(SIGXFSZ, handler);
   EXPECT_NE(message.find(file().string() + ": File too large"), std::string::npos) << message;
@@ -223,7 +214,7 @@ TEST_F(Weights, RefusedWritesNameTheReasonAndLeaveTheOldFile) {
 }
 
 TEST_F(Weights, PickledFilesAreReadThroughTheirConversion) {
-  const std::string message = message_of([&] { io::read_state(file("net.pth")); });
+  const std::string message = test::error_of([&] { io::read_state(file("net.pth")); });
   EXPECT_NE(message.find("torch.load"), std::string::npos);
   EXPECT_NE(message.find("save_file"), std::string::npos);
   io::write_state(file("net.safetensors"), {{"a", at::ones({1})}});
@@ -271,7 +262,7 @@ TEST_F(Weights, AllMisfitsAreListedAtOnceAndNothingIsLoaded) {
   state[1].first = "conv.offset";                                 // conv.bias
   state.back().second = state.back().second.to(at::kFloat);       // norm.num_batches_tracked
   const at::Tensor before = module.norm->running_mean.clone();
-  const std::string message = message_of([&] { io::load_state(module, state); });
+  const std::string message = test::error_of([&] { io::load_state(module, state); });
   for (const char* part : {"4 keys", "misshapen: conv.weight", "[3, 2, 3, 3] here", "[3, 2, 5, 5] in the file",
                            "unknown: conv.offset", "missing: conv.bias", "misshapen: norm.num_batches_tracked"})
     EXPECT_NE(message.find(part), std::string::npos) << part << " in " << message;

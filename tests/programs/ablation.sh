@@ -3,16 +3,7 @@
 set -euo pipefail
 bin=$1
 source=$2
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work"
-
-fail() { echo "ablation: $*" >&2; exit 1; }
-refuses() {
-  local text=$1; shift
-  if "$@" > refused.log 2>&1; then cat refused.log >&2; fail "should have been refused: $*"; fi
-  grep -qF -- "$text" refused.log || { cat refused.log >&2; fail "expected '$text' from: $*"; }
-}
+. "$(dirname "${BASH_SOURCE[0]}")/checks.sh"
 
 "$bin/make_dataset" --output data --procedural 9 --train 16 --validation 8 --test 6 --size 64 --seed 4 > /dev/null
 small=("$bin/ablation" --data-root data --img-size 64 --head-width 8 --epochs 3 --stage1-epochs 1 --replicas 2)

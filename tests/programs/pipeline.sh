@@ -2,17 +2,7 @@
 # pipeline.sh BIN: runs the programs on a small data set of procedural textures and checks what they leave behind.
 set -euo pipefail
 bin=$1
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
-cd "$work"
-
-fail() { echo "pipeline: $*" >&2; exit 1; }
-# refuses TEXT COMMAND...: the command must fail and say TEXT.
-refuses() {
-  local text=$1; shift
-  if "$@" > refused.log 2>&1; then cat refused.log >&2; fail "should have been refused: $*"; fi
-  grep -qF -- "$text" refused.log || { cat refused.log >&2; fail "expected '$text' from: $*"; }
-}
+. "$(dirname "${BASH_SOURCE[0]}")/checks.sh"
 same() { cmp -s "$1" "$2" || fail "$1 and $2 differ"; }
 
 "$bin/make_dataset" --output data --procedural 9 --train 16 --validation 8 --test 12 --size 64 --seed 4 > /dev/null
