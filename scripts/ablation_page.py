@@ -4,16 +4,14 @@
     python3 scripts/ablation_page.py DIR
 """
 
-import argparse
 import sys
 from html import escape
-from pathlib import Path
 
 from reporting import ablation, shell
-from reporting.results import ReportError
 
 
-def page(tables):
+def page(folder):
+    tables = ablation.read(folder)
     rows = list({row.key: row for table in tables.values() for row in table}.values())
     base = ablation.base_of(rows)
     seeds = max(len(row.runs) for row in rows)
@@ -45,16 +43,7 @@ def page(tables):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Writes DIR/index.html from the runs of an ablation.")
-    parser.add_argument("folder", metavar="DIR", type=Path)
-    folder = parser.parse_args().folder
-    try:
-        shell.write(folder / "index.html", page(ablation.read(folder)))
-    except (ReportError, OSError) as error:
-        print(f"ablation_page.py: {error}", file=sys.stderr)
-        return 1
-    print(folder / "index.html")
-    return 0
+    return shell.main("Writes DIR/index.html from the runs of an ablation.", "index.html", page)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,9 @@
     python3 scripts/feature_report.py DIR
 """
 
-import argparse
 import sys
-from pathlib import Path
 
 from reporting import feature, shell
-from reporting.results import ReportError
 
 
 def page(folder):
@@ -27,17 +24,7 @@ def page(folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Writes DIR/report.html from the logs of a feature-level training.")
-    parser.add_argument("folder", metavar="DIR", type=Path)
-    folder = parser.parse_args().folder
-    try:
-        shell.write(folder / "report.html", page(folder))
-    except (ReportError, OSError, KeyError, IndexError) as error:
-        print(f"feature_report.py: {error!r}" if isinstance(error, (KeyError, IndexError)) else
-              f"feature_report.py: {error}", file=sys.stderr)
-        return 1
-    print(folder / "report.html")
-    return 0
+    return shell.main("Writes DIR/report.html from the logs of a feature-level training.", "report.html", page)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
 """What every page has: its head, its style, and that it is written whole or not at all."""
 
+import argparse
 import os
+import sys
 from html import escape
 from pathlib import Path
+
+from .results import ReportError
 
 
 def page(title, header, sections):
@@ -32,3 +36,20 @@ def write(target, text):
     partial = target.with_name(f".{target.name}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, target)
+
+
+def main(description, name, page):
+    """A program PROGRAM DIR that writes DIR/name, the HTML that page(DIR) returns. Returns the exit status."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("folder", metavar="DIR", type=Path)
+    folder = parser.parse_args().folder
+    try:
+        write(folder / name, page(folder))
+    except (ReportError, OSError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    except (KeyError, IndexError, TypeError) as error:
+        print(f"{parser.prog}: a log in {folder} is not what training writes: {error!r}", file=sys.stderr)
+        return 1
+    print(folder / name)
+    return 0
