@@ -11,7 +11,6 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
-#include <tuple>
 #include <vector>
 
 #include <CLI/CLI.hpp>
@@ -52,15 +51,9 @@ void run(const Options& options) {
     throw std::runtime_error("--data-root: " + options.root + " has one folder of pictures for every part: say with --parts "
                              "whether it is to be train or test");
   fs::create_directories(options.output);
-  const bool listed = fs::exists(fs::path(options.root) / "Info" / "CAM_val.txt");
   if (parts.contains("train")) {
-    data::Records training = data::open(options.root, data::Split::Train), validation;
-    if (listed) {
-      validation = data::open(options.root, data::Split::Validation);
-    } else {
-      std::tie(training, validation) =
-          data::hold_out(training, options.validation_share, static_cast<uint64_t>(options.seed));
-    }
+    const auto [training, validation] =
+        data::open_training(options.root, options.validation_share, static_cast<uint64_t>(options.seed));
     pack(training, data::Split::Train, "training part", options);
     pack(validation, data::Split::Validation, "validation part", options);
   }

@@ -49,18 +49,13 @@ inline TrainingData open_training_data(const DataOptions& options, int64_t size,
   namespace fs = std::filesystem;
   TORCH_CHECK(!options.data_root.empty(), "--data-root is missing: give the folder of a data set");
   TORCH_CHECK(options.fresh == 0 || !options.photos.empty(), "--fresh needs --photos");
-  if (data::is_packed(options.data_root) && options.fresh == 0)
-    return {data::open_source(options.data_root, data::Split::Train, {.max_bad = options.max_bad}),
-            data::open_source(options.data_root, data::Split::Validation, {.max_bad = options.max_bad})};
-  TORCH_CHECK(!data::is_packed(options.data_root),
-              "--fresh: a packed data set does not say which photographs it was made from");
-  data::Records training = data::open(options.data_root, data::Split::Train), validation;
-  if (fs::exists(fs::path(options.data_root) / "Info" / "CAM_val.txt")) {
-    validation = data::open(options.data_root, data::Split::Validation);
-  } else {
-    std::tie(training, validation) =
-        data::hold_out(training, options.validation_share, static_cast<uint64_t>(seed));
+  if (data::is_packed(options.data_root)) {
+    TORCH_CHECK(options.fresh == 0, "--fresh: a packed data set does not say which photographs it was made from");
+    return {data::open_source(options.data_root, data::Split::Train),
+            data::open_source(options.data_root, data::Split::Validation)};
   }
+  auto [training, validation] =
+      data::open_training(options.data_root, options.validation_share, static_cast<uint64_t>(seed));
   const data::Folder::Options folder{.max_bad = options.max_bad};
   data::AnySource validating(data::Folder(std::move(validation), folder));
   if (options.fresh == 0) return {data::AnySource(data::Folder(std::move(training), folder)), std::move(validating)};

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <filesystem>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -30,6 +31,14 @@ inline std::pair<Records, Records> hold_out(const Records& all, double share, ui
     part.records.push_back(all.records[static_cast<std::size_t>(order[static_cast<std::size_t>(i)])]);
   }
   return {std::move(train), std::move(validation)};
+}
+
+/// The training and the validation part of a data set: the validation part that it lists (data/records.hpp), or, where it
+/// lists none, one held out. Errors: as open and hold_out.
+inline std::pair<Records, Records> open_training(const std::filesystem::path& root, double share, uint64_t seed) {
+  Records training = open(root, Split::Train);
+  if (!std::filesystem::exists(root / "Info" / "CAM_val.txt")) return hold_out(training, share, seed);
+  return {std::move(training), open(root, Split::Validation)};
 }
 
 }  // namespace moecod::data
