@@ -47,6 +47,7 @@ struct FeatureModelOptions {
   int64_t head_width = FeatureHeadOptions().width;
   double bias_rate = default_rate<FeatureModel::mixture_type::balance_type::Options>();
   double bias_decay = default_decay<FeatureModel::mixture_type::balance_type::Options>();
+  double bias_limit = default_limit<FeatureModel::mixture_type::balance_type::Options>();
   bool deep_supervision = true;
   bool gradient_checkpointing = false;
 
@@ -61,6 +62,7 @@ struct FeatureModelOptions {
       option(&FeatureModelOptions::bias_rate, "bias-rate", "step of the balancing bias, in logits", at_least(0)),
       option(&FeatureModelOptions::bias_decay, "bias-decay", "decay of the usage that the bias follows",
              between(0, 0.99999)),
+      option(&FeatureModelOptions::bias_limit, "bias-limit", "largest size of the balancing bias, in logits", above(0)),
       option(&FeatureModelOptions::deep_supervision, "deep-supervision", "the loss looks at the side maps as well"),
       option(&FeatureModelOptions::gradient_checkpointing, "gradient-checkpointing",
              "compute activations anew in the backward pass instead of keeping them"));
@@ -74,6 +76,7 @@ inline FeatureModel::Options feature_options(const FeatureModelOptions& o) {
   out.backbone.name = o.backbone;
   set_rate(out.mixture.balance, o.bias_rate);
   set_decay(out.mixture.balance, o.bias_decay);
+  set_limit(out.mixture.balance, o.bias_limit);
   out.head.width = o.head_width;
   out.head.deep_supervision = o.deep_supervision;
   out.recompute = o.gradient_checkpointing;
@@ -85,9 +88,10 @@ inline void apply_model_preset(const std::string& preset, FeatureModelOptions& m
   if (preset == "full") return;
   model.backbone = "pvt_v2_b0";
   model.head_width = 24;
-  // Few steps: the bias must be able to travel.
-  model.bias_rate = 0.05;
+  // Few steps: the bias must be able to travel, as far as routers' logits go, which are held within +-10.
+  model.bias_rate = 0.1;
   model.bias_decay = 0.9;
+  model.bias_limit = 20;
 }
 
 /// The key under which a weights file records the options of a feature-level model, as JSON.

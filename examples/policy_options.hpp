@@ -12,7 +12,7 @@
 
 namespace moecod::examples {
 
-/// Bias policies have a rate, a window and perhaps a decay, auxiliary losses have none of them.
+/// Bias policies have a rate, a window and perhaps a decay and a limit, auxiliary losses have none of them.
 template <class Options>
 void set_rate(Options& options, double rate) {
   if constexpr (requires { options.rate = rate; }) options.rate = rate;
@@ -26,6 +26,10 @@ void set_decay(Options& options, double decay) {
   if constexpr (requires { options.decay = decay; }) options.decay = decay;
 }
 template <class Options>
+void set_limit(Options& options, double limit) {
+  if constexpr (requires { options.limit = limit; }) options.limit = limit;
+}
+template <class Options>
 double default_rate(const Options& options = {}) {
   if constexpr (requires { options.rate; }) return options.rate;
   return 0;
@@ -34,6 +38,12 @@ template <class Options>
 double default_decay(const Options& options = {}) {
   if constexpr (requires { options.decay; }) return options.decay;
   return 0;
+}
+
+template <class Options>
+double default_limit(const Options& options = {}) {
+  if constexpr (requires { options.limit; }) return options.limit;
+  return 1;
 }
 
 /// Experts that a row goes to: K of TopK, all of others.

@@ -4,6 +4,7 @@
 #
 #   scripts/compile_cost.sh            the ratio; exit status 1 if the time is above the limit
 #   scripts/compile_cost.sh --headers  every public header as well, one run each
+#   scripts/compile_cost.sh --headers backbone/ model/feature     those with one of these words in their path
 #   CXX=g++-13 LIBTORCH=/opt/libtorch scripts/compile_cost.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -54,8 +55,11 @@ ours, theirs = median("moecod/moecod.hpp"), median("torch/torch.h")
 ratio = ours[0] / theirs[0]
 print(f"ratio: time {ratio:.2f} (limit {LIMIT}), memory {ours[1] / theirs[1]:.2f}")
 if "--headers" in sys.argv:
+    words = sys.argv[sys.argv.index("--headers") + 1:]
     for path in sorted(pathlib.Path("include").glob("moecod/**/*.hpp")):
         header = str(path.relative_to("include"))
+        if words and not any(word in header for word in words):
+            continue
         seconds, peak = compile_once(header)
         print(f"{header:48} {seconds:6.1f} s {peak:7.0f} MiB", flush=True)
 sys.exit(ratio > LIMIT)

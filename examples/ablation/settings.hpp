@@ -10,7 +10,8 @@ template <class Options>
 void settle(Options&) {}
 
 // Biases must be able to travel: their defaults are for tens of thousands of steps.
-inline void settle(balance::EmaBias::Options& o) { o.rate = 0.05, o.decay = 0.9; }
+// EmaBias adds to the logits, which routers hold within +-10: a smaller limit cannot move a router that stands there.
+inline void settle(balance::EmaBias::Options& o) { o.rate = 0.1, o.decay = 0.9, o.limit = 20; }
 inline void settle(balance::LossFree::Options& o) { o.rate = 5e-3; }
 inline void settle(balance::SmoothBias::Options& o) { o.rate = 5e-3; }
 

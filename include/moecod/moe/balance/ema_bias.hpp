@@ -27,7 +27,7 @@ class EmaBias : public Counting {
     int64_t experts = 1;  ///< set by the mixture
     double rate = 0.01;   ///< logits per window and unit of excess share, >= 0
     double decay = 0.9;   ///< in [0, 1)
-    double limit = 5.0;   ///< logits, > 0
+    double limit = 5.0;   ///< logits, > 0; cannot bring together logits that are more than twice this apart
     int64_t window = 1;   ///< optimizer steps per update, >= 1
   };
 
