@@ -125,7 +125,7 @@ refuses "a packed data set does not say which photographs" "${train[@]/#data/pac
   --fresh 8 --photos masks
 refuses "no training data found in masks" "$bin/pack_dataset" --data-root masks --output other
 refuses "--moe-num-experts" "${feature[@]}" --moe-num-experts 4
-refuses "had --bias-rate 0.05, this one has 0.5" "${feature[@]}" --checkpoint-dir feature --bias-rate 0.5 \
+refuses "had --bias-rate 0.1, this one has 0.5" "${feature[@]}" --checkpoint-dir feature --bias-rate 0.5 \
   --resume-from feature/last_stage2
 refuses "had --router-rate 0.3, this one has 0.1" "${feature[@]}" --checkpoint-dir feature --router-rate 0.1 \
   --resume-from feature/last_stage2
