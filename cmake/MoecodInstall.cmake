@@ -1,4 +1,4 @@
-install(TARGETS moecod EXPORT moecodTargets)
+install(TARGETS moecod moecod_distributed EXPORT moecodTargets)
 if(TARGET moecod_opencv)
   install(TARGETS moecod_opencv EXPORT moecodTargets)
 endif()

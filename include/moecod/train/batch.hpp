@@ -12,7 +12,7 @@ namespace moecod::train {
 /// A loader's batch on a device: images [B, 3, H, W] and masks [B, 1, H, W] float32.
 struct DeviceBatch {
   at::Tensor images, masks;
-  std::vector<int64_t> regimes;
+  std::vector<int64_t> regimes, indices;
   std::vector<std::string> names;
   std::vector<Image> full_masks;
 };
@@ -29,6 +29,7 @@ inline DeviceBatch to_device(data::Batch&& batch, at::Device device) {
   out.images = tensor(batch.images, 3);
   out.masks = tensor(batch.masks, 1);
   out.regimes = std::move(batch.regimes);
+  out.indices = std::move(batch.indices);
   out.names = std::move(batch.names);
   out.full_masks = std::move(batch.full_masks);
   return out;

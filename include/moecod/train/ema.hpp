@@ -49,6 +49,12 @@ class Ema {
     const at::NoGradGuard no_grad;
     const double decay = std::min(decay_, static_cast<double>(1 + step) / static_cast<double>(10 + step));
     if (!parameters_.live.empty()) at::_foreach_lerp_(parameters_.average, parameters_.live, 1 - decay);
+    copy_buffers();
+  }
+
+  /// Takes in the module's buffers once more, where they have changed since the update.
+  void copy_buffers() {
+    const at::NoGradGuard no_grad;
     if (!buffers_.live.empty()) at::_foreach_copy_(buffers_.average, buffers_.live);
   }
 

@@ -30,14 +30,16 @@ void for_each_part(Parts& parts, F&& f) {
   }
 }
 
-/// Zero gradients for the experts without rows, whichever of the other experts' outputs the loss looks at.
+/// Zero gradients for the experts without rows, whichever of the other experts' outputs the loss looks at: for their
+/// parameters, or for the outputs of those that ran on no rows all the same.
 template <class Experts, class Parts>
 void attach_idle(const Experts& experts, Parts& parts) {
   std::vector<at::Tensor> idle;
   int64_t e = 0;
   for_each_part(parts, [&](auto& part) {
     if (part.empty())
-      for (const at::Tensor& parameter : experts.parameters_of(e)) idle.push_back(parameter);
+      for (const at::Tensor& tensor : experts.run_idle ? tree::leaves(part.output) : experts.parameters_of(e))
+        idle.push_back(tensor);
     ++e;
   });
   for_each_part(parts, [&](auto& part) {
@@ -60,7 +62,7 @@ auto execute(Experts& experts, const X& x, const Routing& routing, Run&& run) {
   auto parts = experts.visit(x, [&](int64_t e, const auto& input, auto&& run_expert) {
     using Output = std::remove_cvref_t<decltype(run_expert(input))>;
     experts::Part<Output> part{rows.slice(0, bounds[e], bounds[e + 1]), weights.slice(0, bounds[e], bounds[e + 1]), {}};
-    if (!part.empty()) part.output = run(run_expert, gather(input, part.rows));
+    if (!part.empty() || experts.run_idle) part.output = run(run_expert, gather(input, part.rows));
     return part;
   });
   detail::attach_idle(experts, parts);

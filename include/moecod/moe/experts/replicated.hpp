@@ -41,7 +41,7 @@ experts::Part<Output> join_parts(const std::vector<experts::Part<Output>>& parts
 /// Batched run one slice of it. Any other module is stored N times. Files hold one expert a key (`experts.3.conv1.weight`)
 /// either way. Stacked experts start bitwise equal to N single ones made one after another from the same seed.
 template <class Expert, int64_t N>
-class Replicated : public torch::nn::Module {
+class Replicated : public torch::nn::Module, public experts::Execution {
   static_assert(N >= 1, "moecod: Replicated<Expert, N> needs N >= 1");
 
  public:
@@ -78,15 +78,13 @@ class Replicated : public torch::nn::Module {
 
   Expert& operator[](int64_t e) { return *experts_.at(e); }
 
-  bool recompute = false;
-
  private:
   std::vector<std::shared_ptr<Expert>> experts_;
 };
 
 template <class Expert, int64_t N>
   requires rebindable<Expert>
-class Replicated<Expert, N> : public torch::nn::Module, public StackedStorage {
+class Replicated<Expert, N> : public torch::nn::Module, public StackedStorage, public experts::Execution {
   static_assert(N >= 1, "moecod: Replicated<Expert, N> needs N >= 1");
 
  public:
@@ -146,8 +144,6 @@ class Replicated<Expert, N> : public torch::nn::Module, public StackedStorage {
   std::vector<at::Tensor> parameters_of(int64_t) const { return {}; }
 
   Stack& stack() { return *stack_; }
-
-  bool recompute = false;
 
  private:
   std::shared_ptr<Stack> stack_;
