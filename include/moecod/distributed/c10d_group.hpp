@@ -56,6 +56,9 @@ class ReducerSync final : public GradientSync {
         /*gradient_as_bucket_view=*/true, /*param_names=*/std::unordered_map<size_t, std::string>(),
         /*first_bucket_bytes_cap=*/c10d::kDefaultFirstBucketBytes, /*skip_all_reduce_unused_params=*/false,
         /*use_python_reducer=*/false, /*bucket_bytes_cap_list=*/std::vector<int64_t>());
+    // Divides a whole bucket at once, and always in the same way: without it a gradient that is new to its bucket is
+    // multiplied by 1 / world and one that lies there already divided by world, parameter by parameter.
+    reducer_->register_builtin_comm_hook(c10d::BuiltinCommHookType::ALLREDUCE);
   }
 
   void begin_step() override {

@@ -1,6 +1,8 @@
 #pragma once
 #define OMPI_SKIP_MPICXX 1  // the C++ bindings, which MPI itself has dropped
 #include <ATen/core/ivalue.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
 #include <mpi.h>
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 #include <torch/csrc/distributed/c10d/HashStore.hpp>
@@ -16,7 +18,7 @@
 namespace moecod::distributed {
 
 /// MPI as a transport of c10d, for processes on CPUs (LibTorch's wheels are built without theirs). Every call is finished when
-/// it returns. Carries float32, float64, int64, int32 and uint8, of at most 2^31 - 1 elements a call.
+/// it returns, and a sum does not depend on where in a message a number lies. Carries float32, float64, int64, int32 and uint8, of at most 2^31 - 1 elements a call.
 class MpiBackend final : public c10d::Backend {
  public:
   MpiBackend(int rank, int world) : Backend(rank, world) {}
@@ -31,8 +33,7 @@ class MpiBackend final : public c10d::Backend {
 
   c10::intrusive_ptr<c10d::Work> allreduce(std::vector<at::Tensor>& tensors, const c10d::AllreduceOptions& options) override {
     TORCH_CHECK(options.reduceOp == c10d::ReduceOp::SUM, "MpiBackend: allreduce sums, and nothing else");
-    at::Tensor& t = only(tensors);
-    check(MPI_Allreduce(MPI_IN_PLACE, t.mutable_data_ptr(), count(t), type(t), MPI_SUM, MPI_COMM_WORLD), "MPI_Allreduce");
+    sum(only(tensors));
     return done(tensors);
   }
 
@@ -65,6 +66,22 @@ class MpiBackend final : public c10d::Backend {
   }
 
  private:
+  /// Each rank adds up one part of the tensor, in the order of the ranks, and sends it to all. MPI_Allreduce may add in an
+  /// order that depends on an element's place in the message, and c10d's Reducer moves gradients between messages.
+  void sum(at::Tensor& t) const {
+    const int64_t part = (t.numel() + getSize() - 1) / getSize();
+    at::Tensor mine = at::zeros({getSize(), part}, t.options());
+    mine.view(-1).slice(0, 0, t.numel()).copy_(t.view(-1));
+    at::Tensor all = at::empty_like(mine);
+    check(MPI_Alltoall(mine.const_data_ptr(), count(mine[0]), type(t), all.mutable_data_ptr(), count(mine[0]), type(t),
+                       MPI_COMM_WORLD), "MPI_Alltoall");
+    at::Tensor total = all[0].clone();
+    for (int64_t r = 1; r < getSize(); ++r) total.add_(all[r]);
+    check(MPI_Allgather(total.const_data_ptr(), count(total), type(t), all.mutable_data_ptr(), count(total), type(t),
+                        MPI_COMM_WORLD), "MPI_Allgather");
+    t.view(-1).copy_(all.view(-1).slice(0, 0, t.numel()));
+  }
+
   struct Blocks {
     std::vector<int> counts, begins;
     Blocks(const std::vector<int64_t>& rows, int64_t row) {

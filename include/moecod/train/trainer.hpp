@@ -155,6 +155,7 @@ class Trainer {
           share_buffers();
           save();
           group_->barrier();
+          stop_.clear();
           throw Stopped("stopped by SIGTERM in epoch " + std::to_string(epoch_ + 1) + " behind step " +
                         std::to_string(begin_) + " of " + std::to_string(steps));
         }
