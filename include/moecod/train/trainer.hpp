@@ -23,7 +23,6 @@
 #include "moecod/distributed/share.hpp"
 #include "moecod/distributed/synchronise_statistics.hpp"
 #include "moecod/moe/balance/state.hpp"
-#include "moecod/train/batch.hpp"
 #include "moecod/train/checkpoint.hpp"
 #include "moecod/train/clip.hpp"
 #include "moecod/train/ema.hpp"
@@ -40,6 +39,7 @@
 #include "moecod/train/stop_signal.hpp"
 #include "moecod/train/task.hpp"
 #include "moecod/train/trainer_options.hpp"
+#include "moecod/train/uploads.hpp"
 
 namespace moecod::train {
 
@@ -133,6 +133,7 @@ class Trainer {
                      .rank = group_->rank(), .world = group_->world(),
                      .seed = static_cast<uint64_t>(options_.seed) + 7919 * static_cast<uint64_t>(stage_.number)});
       loader.start(epoch_, begin_ * options_.accumulation_steps);
+      Uploads uploads(loader, device_);
       const auto start = std::chrono::steady_clock::now();
       Progress progress("stage " + std::to_string(stage_.number) + " epoch " + std::to_string(epoch_ + 1) + "/" +
                             std::to_string(options_.epochs),
@@ -141,7 +142,7 @@ class Trainer {
       const int64_t begun = begin_;
       for (int64_t step = begun; step < steps; ++step) {
         const double done = double(epoch_ * steps + step) / double(steps * options_.epochs);
-        const at::Tensor loss = optimizer_step(loader, schedule(epoch_ * steps + step), done);
+        const at::Tensor loss = optimizer_step(uploads, schedule(epoch_ * steps + step), done);
         // A loss that is not finite belongs to a step that was skipped.
         sum_.add_(at::where(loss.isfinite(), loss.to(at::kDouble), at::zeros_like(sum_)));
         finite_.add_(loss.isfinite());
@@ -234,17 +235,16 @@ class Trainer {
   int64_t epoch() const { return epoch_; }
 
  private:
-  at::Tensor optimizer_step(data::Loader<data::AnySource>& loader, double rate, double done) {
+  at::Tensor optimizer_step(Uploads<data::AnySource>& uploads, double rate, double done) {
     const double share = 1.0 / double(options_.accumulation_steps * replicas_.count());
     at::Tensor total;
     sync_->begin_step();
     for (int64_t micro = 0; micro < options_.accumulation_steps; ++micro) {
-      auto batch = loader.next();
+      const std::optional<DeviceBatch> batch = uploads.next();
       TORCH_CHECK(batch, "the training set ran out of readable pictures in the middle of an epoch");
-      const DeviceBatch data = to_device(std::move(*batch), device_);
-      const auto drawn = task_.draw(data.images.size(0) / replicas_.count());
-      const std::vector<at::Tensor> images = data.images.chunk(replicas_.count());
-      const std::vector<at::Tensor> masks = data.masks.chunk(replicas_.count());
+      const auto drawn = task_.draw(batch->images.size(0) / replicas_.count());
+      const std::vector<at::Tensor> images = batch->images.chunk(replicas_.count());
+      const std::vector<at::Tensor> masks = batch->masks.chunk(replicas_.count());
       std::vector<at::Tensor> losses(images.size());
       replicas_.run([&](int64_t r, Model& model) {
         const auto i = static_cast<std::size_t>(r);
