@@ -54,11 +54,12 @@ struct Stacked {
 template <class F>
 at::Tensor for_each_expert(const at::Tensor& x, const Stacked::Group& group, F&& f, bool idle = false) {
   if (group.expert >= 0) return f(x, group.expert);
+  TORCH_CHECK(group.bounds.size() > 1, "a stacked layer needs a group that says whose its rows are");
   std::vector<at::Tensor> out;
   for (std::size_t e = 0; e + 1 < group.bounds.size(); ++e)
     if (idle || group.bounds[e] < group.bounds[e + 1])
       out.push_back(f(x.slice(0, group.bounds[e], group.bounds[e + 1]), static_cast<int64_t>(e)));
-  TORCH_CHECK(!out.empty(), "a stacked layer needs at least one row, and a group that says whose it is");
+  if (out.empty()) return f(x, 0);  // no rows: for the shape, and so that gradients find their way
   return out.size() == 1 ? out.front() : at::cat(out, 0);
 }
 

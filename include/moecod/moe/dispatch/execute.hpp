@@ -30,6 +30,15 @@ void for_each_part(Parts& parts, F&& f) {
   }
 }
 
+template <class Parts>
+auto& first_part(Parts& parts) {
+  if constexpr (tree::product<Parts>) {
+    return std::get<0>(parts);
+  } else {
+    return parts.front();
+  }
+}
+
 /// Zero gradients for the experts without rows, whichever of the other experts' outputs the loss looks at: for their
 /// parameters, or for the outputs of those that ran on no rows all the same.
 template <class Experts, class Parts>
@@ -62,7 +71,8 @@ auto execute(Experts& experts, const X& x, const Routing& routing, Run&& run) {
   auto parts = experts.visit(x, [&](int64_t e, const auto& input, auto&& run_expert) {
     using Output = std::remove_cvref_t<decltype(run_expert(input))>;
     experts::Part<Output> part{rows.slice(0, bounds[e], bounds[e + 1]), weights.slice(0, bounds[e], bounds[e + 1]), {}};
-    if (!part.empty() || experts.run_idle) part.output = run(run_expert, gather(input, part.rows));
+    // Without any row the first expert runs on none, for the shape of the output.
+    if (!part.empty() || experts.run_idle || (e == 0 && routing.assignments == 0)) part.output = run(run_expert, gather(input, part.rows));
     return part;
   });
   detail::attach_idle(experts, parts);
@@ -70,6 +80,7 @@ auto execute(Experts& experts, const X& x, const Routing& routing, Run&& run) {
   detail::for_each_part(parts, [&](auto& part) {
     if (!part.empty()) primary.push_back(tree::primary(part.output));
   });
+  if (primary.empty()) primary.push_back(tree::primary(detail::first_part(parts).output));
   const at::Tensor y = combine(primary.size() == 1 ? primary.front() : at::cat(primary), routing.weights, plan);
   auto joined = Experts::join(parts);
   return Executed<decltype(joined)>{y, std::move(joined)};

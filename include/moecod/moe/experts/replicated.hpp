@@ -1,6 +1,7 @@
 #pragma once
 #include <ATen/ops/cat.h>
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <type_traits>
@@ -10,6 +11,7 @@
 #include "moecod/core/state.hpp"
 #include "moecod/layers/stack.hpp"
 #include "moecod/moe/experts/run.hpp"
+#include "moecod/moe/experts/spread.hpp"
 #include "moecod/moe/kind.hpp"
 
 namespace moecod {
@@ -30,6 +32,7 @@ experts::Part<Output> join_parts(const std::vector<experts::Part<Output>>& parts
     weights.push_back(part.weights);
     outputs.push_back(part.output);
   }
+  if (outputs.empty()) return parts.front();
   return {at::cat(rows), at::cat(weights), tree::cat(outputs)};
 }
 
@@ -84,7 +87,7 @@ class Replicated : public torch::nn::Module, public experts::Execution {
 
 template <class Expert, int64_t N>
   requires rebindable<Expert>
-class Replicated<Expert, N> : public torch::nn::Module, public StackedStorage, public experts::Execution {
+class Replicated<Expert, N> : public torch::nn::Module, public experts::Spread, public experts::Execution {
   static_assert(N >= 1, "moecod: Replicated<Expert, N> needs N >= 1");
 
  public:
@@ -113,12 +116,25 @@ class Replicated<Expert, N> : public torch::nn::Module, public StackedStorage, p
     }
   }
 
-  int64_t stack_size() const override { return N; }
+  int64_t stack_size() const override { return held_; }
+  int64_t first_expert() const override { return first_; }
 
+  void hold(int64_t first, int64_t count, const std::function<at::Tensor(const at::Tensor&)>& each) override {
+    const torch::NoGradGuard no_grad;
+    for (at::Tensor& parameter : stack_->parameters()) {
+      parameter.mutable_grad() = at::Tensor();
+      parameter.set_data(each(parameter));
+    }
+    for (at::Tensor& buffer : stack_->buffers()) buffer.set_data(each(buffer));
+    first_ = first;
+    held_ = count;
+  }
+
+  /// Calls f(e, input of x, run) for each expert held here, where run(input) runs it; returns the results in order.
   template <class X, class F>
   auto visit(const X& x, F&& f) {
     std::vector<parts<X>> out;
-    for (int64_t e = 0; e < N; ++e)
+    for (int64_t e = 0; e < held_; ++e)
       out.push_back(f(e, experts::input_of(*stack_, x),
                       [&](const auto& in) { return experts::run(*stack_, in, recompute, Group::one(e)); }));
     return out;
@@ -129,7 +145,7 @@ class Replicated<Expert, N> : public torch::nn::Module, public StackedStorage, p
     return detail::join_parts(all);
   }
 
-  /// Runs all experts together on rows sorted by expert; offsets [N + 1] int32.
+  /// Runs the experts held here together on rows sorted by expert; offsets [their number + 1] int32.
   template <class X>
   auto run_sorted(const X& sorted, const at::Tensor& offsets) {
     return experts::run(*stack_, sorted, recompute, Group::sorted(offsets));
@@ -147,6 +163,7 @@ class Replicated<Expert, N> : public torch::nn::Module, public StackedStorage, p
 
  private:
   std::shared_ptr<Stack> stack_;
+  int64_t first_ = 0, held_ = N;
 };
 
 }  // namespace moecod
