@@ -46,12 +46,13 @@ struct Squares {
   }
 };
 
-struct Net : torch::nn::Module {
-  using Block = Mixture<router::GlobalPool, Replicated<expert::Conv<>, 4>, select::TopK<2>, balance::LossFree, dispatch::Batched>;
-  Net() {
-    Block::Options options;
+template <class Dispatch>
+struct NetOf : torch::nn::Module {
+  using Block = Mixture<router::GlobalPool, Replicated<expert::Conv<>, 6>, select::TopK<2>, balance::LossFree, Dispatch>;
+  NetOf() {
+    typename Block::Options options;
     options.router.channels = options.experts.channels = 8;
-    stem = register_module("stem", torch::nn::Conv2d(torch::nn::Conv2dOptions(3, 8, 3).padding(1)));
+    stem = this->register_module("stem", torch::nn::Conv2d(torch::nn::Conv2dOptions(3, 8, 3).padding(1)));
     mixture = register_module("mixture", std::make_shared<Block>(options));
     head = register_module("head", torch::nn::Conv2d(torch::nn::Conv2dOptions(8, 1, 1)));
   }
@@ -80,6 +81,7 @@ struct Fault {
 Fault fault;
 int64_t calls = 0;
 
+template <class Net>
 struct NetTask {
   using model_type = Net;
   using score_type = Score;
@@ -112,13 +114,15 @@ struct NetTask {
 };
 
 /// A run of a stage, with all that its owner keeps.
-struct Training {
-  explicit Training(train::TrainerOptions options, std::shared_ptr<distributed::Group> group = job().group)
+template <class Dispatch>
+struct TrainingOf {
+  using Net = NetOf<Dispatch>;
+  explicit TrainingOf(train::TrainerOptions options, std::shared_ptr<distributed::Group> group = job().group)
       : options_(options), group_(std::move(group)) {
     torch::manual_seed(4);
     model = std::make_shared<Net>();
     model->to(job().device);
-    trainer = std::make_unique<train::Trainer<NetTask>>(
+    trainer = std::make_unique<train::Trainer<NetTask<Net>>>(
         *model, train::Stage{.name = "all", .trains = {"stem", "mixture", "head"}}, options_, job().device,
         std::function<std::unique_ptr<Net>()>(), group_);
   }
@@ -137,16 +141,20 @@ struct Training {
   }
   void load(const train::Checkpoint& from) {
     const at::NoGradGuard no_grad;
+    const distributed::GatheredExperts all(*model, group_);
     train::copy_state("model", from.weights, state_dict(*model));
     trainer->load_state(from);
   }
   train::TrainerOptions options_;
   std::shared_ptr<distributed::Group> group_;
   std::shared_ptr<Net> model;
-  std::unique_ptr<train::Trainer<NetTask>> trainer;
+  std::unique_ptr<train::Trainer<NetTask<Net>>> trainer;
   std::vector<train::EpochResult<Score>> results;
   train::Checkpoint saved;
 };
+
+using Training = TrainingOf<dispatch::Batched>;
+using SpreadTraining = TrainingOf<dispatch::ExpertParallel<dispatch::Batched>>;
 
 train::TrainerOptions options_of(int64_t batch) {
   train::TrainerOptions out;
@@ -169,8 +177,9 @@ void expect_same(const train::Checkpoint& a, const train::Checkpoint& b) {
 }
 
 /// All ranks hold the same parameters, bit for bit.
-void expect_agreement(Net& model) {
+void expect_agreement(torch::nn::Module& model) {
   for (const auto& item : model.named_parameters()) {
+    if (item.key().find("experts") != std::string::npos && distributed::has_spread_experts(model)) continue;
     const at::Tensor all = job().group->gather(item.value());
     for (int64_t r = 1; r < world(); ++r) EXPECT_TRUE(at::equal(all[r], all[0])) << item.key();
     EXPECT_TRUE(all.isfinite().all().item<bool>()) << item.key();
@@ -196,6 +205,45 @@ TEST_F(TrainerOverRanks, WithSynchronisedStatisticsIsOneProcessWithTheWholeBatch
   expect_agreement(*ranks.model);
 }
 
+// Experts spread over ranks: clipping, skipping and averages agree, and what is saved is whole.
+TEST_F(TrainerOverRanks, WithSpreadExpertsIsOneProcessWithTheWholeBatch) {
+  train::TrainerOptions shared = options_of(2), whole = options_of(2 * world());
+  shared.sync_bn = whole.sync_bn = true;
+  shared.clip_norm = whole.clip_norm = 0.05;  // always at work
+  SpreadTraining ranks(shared);
+  Training alone(whole, std::make_shared<distributed::Alone>());
+  ranks.fit();
+  alone.fit();
+  EXPECT_EQ(distributed::has_spread_experts(*ranks.model), world() > 1);
+  for (std::size_t e = 0; e < 3; ++e) EXPECT_NEAR(ranks.results[e].loss, alone.results[e].loss, 2e-4) << e;
+  ASSERT_EQ(ranks.saved.weights.size(), alone.saved.weights.size());
+  for (std::size_t i = 0; i < ranks.saved.weights.size(); ++i)
+    EXPECT_EQ(ranks.saved.weights[i].first, alone.saved.weights[i].first);
+  expect_agreement(*ranks.model);
+}
+
+TEST_F(TrainerOverRanks, WithSpreadExpertsResumesBitForBit) {
+  SpreadTraining whole(options_of(2));
+  whole.fit();
+  train::TrainerOptions first = options_of(2);
+  first.stop_after = 1;
+  SpreadTraining begun(first);
+  begun.fit();
+  SpreadTraining resumed(options_of(2));
+  resumed.load(begun.saved);
+  resumed.fit();
+  resumed.saved.progress["options"] = whole.saved.progress["options"];
+  expect_same(resumed.saved, whole.saved);
+  // A loss that is not finite on one rank is skipped by the experts of all.
+  if (rank() + 1 == world()) fault = {.at = 3};
+  train::TrainerOptions one = options_of(2);
+  one.epochs = 1;
+  SpreadTraining faulty(one);
+  faulty.fit();
+  for (const auto& [name, tensor] : faulty.saved.weights)
+    EXPECT_TRUE(!tensor.is_floating_point() || tensor.isfinite().all().template item<bool>()) << name;
+}
+
 // The same weights on any number of ranks have the same score, to the last bit.
 TEST_F(TrainerOverRanks, ValidatesAsOneProcess) {
   Training run(options_of(2));
@@ -206,7 +254,7 @@ TEST_F(TrainerOverRanks, ValidatesAsOneProcess) {
                                          {.batch = 1, .height = 16, .width = 16, .train = false, .workers = 0,
                                           .rank = group->rank(), .world = group->world()});
     train::Stage stage;
-    NetTask task(stage, job().device, 1);
+    NetTask<NetOf<dispatch::Batched>> task(stage, job().device, 1);
     scores[together] = task.score(*run.model, loader, *group);
   }
   EXPECT_EQ(scores[0].iou, scores[1].iou);

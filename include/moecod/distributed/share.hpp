@@ -42,11 +42,6 @@ inline void share_model(Group& group, torch::nn::Module& model) {
   group.broadcast(tensors);
 }
 
-/// Gives every rank the buffers of rank 0, in place.
-inline void share_buffers(Group& group, torch::nn::Module& model) {
-  if (group.world() > 1) group.broadcast(model.buffers());
-}
-
 /// The rows [n, ...] of all ranks together, those of rank 0 first; n may differ between ranks.
 inline at::Tensor gather_rows(Group& group, const at::Tensor& rows) {
   if (group.world() == 1) return rows;

@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "moecod/core/walk.hpp"
@@ -20,6 +21,15 @@ void for_each_spread(torch::nn::Module& model, F&& f) {
   for_each_module(model, [&](const std::string&, torch::nn::Module& module) {
     if (auto* storage = dynamic_cast<experts::Spread*>(&module); storage != nullptr && storage->wanted) f(module, *storage);
   });
+}
+
+/// Calls f for a module and those below it, but for experts that are spread over ranks.
+template <class F>
+void visit_shared(const torch::nn::Module& module, F&& f) {
+  const auto* spread = dynamic_cast<const experts::Spread*>(&module);
+  if (spread != nullptr && spread->ranks) return;
+  f(module);
+  for (const auto& child : module.children()) visit_shared(*child, f);
 }
 
 }  // namespace detail
@@ -39,6 +49,25 @@ inline std::vector<at::Tensor> spread_parameters(torch::nn::Module& model) {
     for (const at::Tensor& parameter : module.parameters()) out.push_back(parameter);
   });
   return out;
+}
+
+/// The parameters that all ranks hold.
+inline std::vector<at::Tensor> shared_parameters(const torch::nn::Module& model) {
+  std::vector<at::Tensor> out;
+  detail::visit_shared(model, [&](const torch::nn::Module& module) {
+    for (const at::Tensor& parameter : module.parameters(/*recurse=*/false)) out.push_back(parameter);
+  });
+  return out;
+}
+
+/// Gives every rank the buffers of rank 0, in place, but for those of experts that are spread over ranks.
+inline void share_buffers(Group& group, const torch::nn::Module& model) {
+  if (group.world() == 1) return;
+  std::vector<at::Tensor> out;
+  detail::visit_shared(model, [&](const torch::nn::Module& module) {
+    for (const at::Tensor& buffer : module.buffers(/*recurse=*/false)) out.push_back(buffer);
+  });
+  group.broadcast(out);
 }
 
 /// Leaves every rank its share of the experts of mixtures under dispatch::ExpertParallel: of E experts and W ranks, rank r
@@ -67,5 +96,24 @@ inline void gather_experts(torch::nn::Module& model) {
     storage.ranks = nullptr;
   });
 }
+
+/// All experts of a model on every rank while this lives, where they were spread.
+class GatheredExperts {
+ public:
+  GatheredExperts(torch::nn::Module& model, std::shared_ptr<Group> group) : model_(model) {
+    if (!has_spread_experts(model)) return;
+    group_ = std::move(group);
+    gather_experts(model);
+  }
+  GatheredExperts(const GatheredExperts&) = delete;
+  GatheredExperts& operator=(const GatheredExperts&) = delete;
+  ~GatheredExperts() {
+    if (group_) spread_experts(model_, group_);
+  }
+
+ private:
+  torch::nn::Module& model_;
+  std::shared_ptr<Group> group_;
+};
 
 }  // namespace moecod::distributed

@@ -13,6 +13,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -21,6 +22,7 @@
 #include "moecod/data/loader.hpp"
 #include "moecod/distributed/group.hpp"
 #include "moecod/distributed/share.hpp"
+#include "moecod/distributed/spread_experts.hpp"
 #include "moecod/distributed/synchronise_statistics.hpp"
 #include "moecod/moe/balance/state.hpp"
 #include "moecod/train/checkpoint.hpp"
@@ -96,14 +98,16 @@ class Trainer {
     TORCH_CHECK(group_->world() == 1 || options_.replicas == 1, "--replicas ", options_.replicas,
                 " are for a single process; this is one of ", group_->world(), " ranks");
     for (int64_t r = 0; r < replicas_.count(); ++r) enter(stage_, replicas_[r]);
-    optimizer_ = std::make_unique<Optimizer>(parameter_groups(model_, stage_.rate_factors), options_.optimizer);
     distributed::share_model(*group_, model_);
+    distributed::spread_experts(model_, group_);
+    optimizer_ = std::make_unique<Optimizer>(parameter_groups(model_, stage_.rate_factors), options_.optimizer);
     if (options_.use_ema) ema_ = std::make_unique<Ema>(model_, options_.ema_decay);
     if (options_.sync_bn) distributed::synchronise_statistics(model_, group_);
-    std::vector<at::Tensor> trained;
-    for (const at::Tensor& parameter : model_.parameters())
-      if (parameter.requires_grad()) trained.push_back(parameter);
-    sync_ = group_->average_gradients(trained);
+    for (const at::Tensor& parameter : distributed::shared_parameters(model_))
+      if (parameter.requires_grad()) shared_.push_back(parameter);
+    for (const at::Tensor& parameter : distributed::spread_parameters(model_))
+      if (parameter.requires_grad()) spread_.push_back(parameter);
+    sync_ = group_->average_gradients(shared_);
     seed_generators(static_cast<uint64_t>(options_.seed) * 1000 + static_cast<uint64_t>(stage_.number), group_->rank());
   }
 
@@ -154,8 +158,7 @@ class Trainer {
         if (stopping.value_or(0) > 0) {
           begin_ = step + 1;
           share_buffers();
-          save();
-          group_->barrier();
+          save_whole(save);
           stop_.clear();
           throw Stopped("stopped by SIGTERM in epoch " + std::to_string(epoch_ + 1) + " behind step " +
                         std::to_string(begin_) + " of " + std::to_string(steps));
@@ -172,6 +175,7 @@ class Trainer {
       {
         std::optional<Ema::Swap> averaged;
         if (ema_) averaged.emplace(*ema_);
+        const distributed::GatheredExperts whole(model_, group_);
         result.validation = task_.score(model_, validation, *group_);
         progress.finish(summary(result));
         after_epoch(result);
@@ -179,24 +183,24 @@ class Trainer {
       if (log != nullptr) log->write(record(result, schedule((epoch_ + 1) * steps - 1), (epoch_ + 1) * steps,
                        seconds / double(std::max<int64_t>(1, steps - begun))));
       ++epoch_;
-      save();
+      save_whole(save);
       --epoch_;
-      group_->barrier();
     }
   }
 
   /// What has to be kept beside the weights, and put back by load_state; what each rank has of its own is [ranks, ...].
   /// To be called on every rank.
   StateDict state() const {
-    StateDict out;
-    add_state(out, "optimizer.", optimizer_->state());
-    if (ema_) add_state(out, "ema.", ema_->state());
+    StateDict out, own;
+    // With experts spread over ranks the optimizer's state and the averages are not the same on all of them.
+    StateDict& either = spread_.empty() ? out : own;
+    add_state(either, "optimizer.", optimizer_->state());
+    if (ema_) add_state(either, "ema.", ema_->state());
     add_state(out, "loss_scale.", loss_scale_.state());
-    StateDict own;
     add_state(own, "task.", task_.state());
     add_state(own, "epoch.", {{"sum", sum_}, {"finite", finite_}});
     add_state(own, "random.", random_state(device_));
-    for (const auto& [name, tensor] : own) out.emplace_back(name, group_->gather(tensor));
+    for (const auto& [name, tensor] : own) out.emplace_back(name, group_->gather(tensor).to(at::kCPU));
     return out;
   }
   nlohmann::ordered_json progress() const {
@@ -214,14 +218,15 @@ class Trainer {
     TORCH_CHECK(ranks == group_->world(), "--resume-from: the run to continue has ", ranks, " ranks, this one ",
                 group_->world(), "; a run goes on with as many as it began with");
     check_same_options(from.progress.at("options"));
-    optimizer_->load_state(part_of_state(from.state, "optimizer."));
-    if (ema_) ema_->load_state(part_of_state(from.state, "ema."));
-    loss_scale_.load_state(part_of_state(from.state, "loss_scale."));
     const auto own = [&](const char* prefix) {
       StateDict out;
       for (const auto& [name, tensor] : part_of_state(from.state, prefix)) out.emplace_back(name, tensor[group_->rank()]);
       return out;
     };
+    const auto either = [&](const char* prefix) { return spread_.empty() ? part_of_state(from.state, prefix) : own(prefix); };
+    optimizer_->load_state(either("optimizer."));
+    if (ema_) ema_->load_state(either("ema."));
+    loss_scale_.load_state(part_of_state(from.state, "loss_scale."));
     copy_state("the task's state (is --replicas the same?)", own("task."), task_.state());
     copy_state("the epoch's state", own("epoch."), {{"sum", sum_}, {"finite", finite_}});
     replicas_.hand_on_buffers();
@@ -264,8 +269,10 @@ class Trainer {
     }
     replicas_.reduce_gradients();
     const std::vector<at::Tensor> gradients = optimizer_->gradients();
-    const at::Tensor found_inf = loss_scale_.unscale(gradients);
-    if (options_.clip_norm > 0) clip_norm(gradients, options_.clip_norm);
+    at::Tensor found_inf = loss_scale_.unscale(gradients);
+    at::Tensor norm = gradient_norm(gradients);
+    if (!spread_.empty()) std::tie(found_inf, norm) = agree(found_inf);
+    if (options_.clip_norm > 0) clip_norm(gradients, options_.clip_norm, norm);
     bool asked = false;
     balance::commit(model_, [&](at::Tensor& counts) { asked = true; sum_counts(counts); }, 1 - found_inf.squeeze());
     if (!asked) {
@@ -289,6 +296,29 @@ class Trainer {
     group_->sum(message);
     counts.copy_(message.slice(0, 0, counts.numel()));
     stopping_.push(message[counts.numel()]);
+  }
+
+  /// Whether any rank's gradients are not finite, and the norm of all ranks' together, where each has some of its own.
+  std::pair<at::Tensor, at::Tensor> agree(const at::Tensor& found_inf) const {
+    const auto square = [](const std::vector<at::Tensor>& parameters) {
+      std::vector<at::Tensor> gradients;
+      for (const at::Tensor& parameter : parameters) gradients.push_back(parameter.grad());
+      return gradients.empty() ? at::Tensor() : gradient_norm(gradients).square();
+    };
+    const at::Tensor own = square(spread_), shared = square(shared_);
+    at::Tensor message = at::stack({found_inf.reshape({}), own});
+    group_->sum(message);
+    const at::Tensor all = shared.defined() ? shared + message[1] : message[1];
+    return {message[0].clamp_max(1).reshape(found_inf.sizes()), all.sqrt()};
+  }
+
+  /// Saves on all ranks, with all experts in the model, and goes on when rank 0 is through.
+  void save_whole(const std::function<void()>& save) {
+    {
+      const distributed::GatheredExperts whole(model_, group_);
+      save();
+    }
+    group_->barrier();
   }
 
   /// Gives all ranks rank 0's running statistics, also in their averages.
@@ -337,6 +367,7 @@ class Trainer {
   Task task_;
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<Ema> ema_;
+  std::vector<at::Tensor> shared_, spread_;  // trained parameters: of all ranks, and of this rank's experts alone
   std::unique_ptr<distributed::GradientSync> sync_;
   at::Tensor sum_, finite_;  // of the losses of the epoch so far, and how many there are
   LateScalar skipped_, stopping_;

@@ -1,5 +1,6 @@
 #pragma once
 #include <ATen/ops/cat.h>
+#include <torch/csrc/autograd/variable.h>
 
 #include <functional>
 #include <memory>
@@ -124,6 +125,8 @@ class Replicated<Expert, N> : public torch::nn::Module, public experts::Spread, 
     for (at::Tensor& parameter : stack_->parameters()) {
       parameter.mutable_grad() = at::Tensor();
       parameter.set_data(each(parameter));
+      // A graph that somebody still holds keeps a node that expects gradients of the old shape.
+      torch::autograd::impl::set_grad_accumulator(parameter, {});
     }
     for (at::Tensor& buffer : stack_->buffers()) buffer.set_data(each(buffer));
     first_ = first;
