@@ -9,6 +9,7 @@
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include <chrono>
+#include <cstdlib>
 #include <memory>
 #include <string>
 
@@ -26,6 +27,10 @@ inline std::shared_ptr<Group> open_nccl_group(const Ranks& ranks, std::chrono::s
               int(c10::cuda::device_count()), " GPUs");
   const at::Device device(at::kCUDA, static_cast<c10::DeviceIndex>(ranks.local_rank));
   c10::cuda::set_device(device.index());
+
+  // A rank that times out tells all to dump what they did last, by a word in the store that a job which is started anew
+  // still finds there, and then waits for itself in the end. Set the variable to 1 to debug a hanging job all the same.
+  ::setenv("TORCH_NCCL_DUMP_ON_TIMEOUT", "0", /*overwrite=*/0);
 
   c10d::TCPStoreOptions where;
   where.port = static_cast<std::uint16_t>(ranks.master_port);
