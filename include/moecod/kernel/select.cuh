@@ -1,0 +1,281 @@
+#pragma once
+#include "moecod/kernel/arguments.hpp"
+#include "moecod/kernel/device.cuh"
+
+/// Select: scores, choice, gate weights and counts of a batch in one pass over its logits; and the backward of it.
+///
+///     scores = softmax(logits + logit_bias) or sigmoid(...)
+///     chosen = the K largest of scores + selection_bias, ties to the lower index
+///     weights by the gate; counts[e] = rows that chose e
+///
+/// A group of lanes takes a row, eight experts a lane, and finds the best K times. Sums over a row are added in the
+/// order in which LibTorch's softmax adds them, so the scores, and with them the choice, are its bit for bit.
+/// Counts are sums of integers, whatever order the blocks come in. Bytes: logits once, scores once, and the [N, K].
+namespace moecod::kernel {
+
+namespace detail {
+
+struct SelectTuning {
+  static constexpr int threads = 256;
+  static constexpr int blocks = 4;    // a multiprocessor
+  static constexpr int per_lane = 8;  // experts
+};
+
+/// Unsigned integers in the order of floats, above 0; NaN comes first, as in a descending sort of LibTorch.
+__device__ __forceinline__ unsigned ordered(float x) {
+  const unsigned bits = __float_as_uint(x);
+  return x != x ? 0xffffffffu : bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
+}
+
+/// The sum over a row whose expert lane + Lanes * j is x[j].
+template <int Lanes>
+__device__ __forceinline__ float sum_of_row(const float (&x)[SelectTuning::per_lane]) {
+  constexpr int per_lane = SelectTuning::per_lane;
+  // LibTorch has 32 lanes, each of which adds its experts in order before the lanes are added by halving.
+  constexpr int columns = Lanes * per_lane < 32 ? per_lane : 32 / Lanes;
+  float column[columns];
+#pragma unroll
+  for (int c = 0; c < columns; ++c) {
+    column[c] = x[c];
+#pragma unroll
+    for (int j = c + columns; j < per_lane; j += columns) column[c] += x[j];
+  }
+#pragma unroll
+  for (int half = columns / 2; half > 0; half /= 2)
+#pragma unroll
+    for (int c = 0; c < half; ++c) column[c] += column[c + half];
+  return sum_of_lanes<Lanes>(column[0]);
+}
+
+template <int Lanes, int MaxK>
+__global__ void __launch_bounds__(SelectTuning::threads, SelectTuning::blocks) select_forward(const SelectForward a) {
+  constexpr int per_lane = SelectTuning::per_lane, groups = SelectTuning::threads / Lanes;
+  constexpr int lane_slots = (MaxK + Lanes - 1) / Lanes;  // slots of a row that one lane finishes
+  __shared__ int histogram[Lanes * per_lane];
+  for (int e = threadIdx.x; e < a.experts; e += SelectTuning::threads) histogram[e] = 0;
+  __syncthreads();
+
+  const int lane = threadIdx.x % Lanes, group = threadIdx.x / Lanes;
+  const bool softmax = a.gate != Gate::sigmoid;
+  for (int64_t first = int64_t(blockIdx.x) * groups; first < a.rows; first += int64_t(gridDim.x) * groups) {
+    const bool live = first + group < a.rows;  // all lanes stay for the shuffles
+    const int64_t n = live ? first + group : a.rows - 1;
+    const float* logits = a.logits + n * a.experts;
+    const auto logit = [&](int e) { return a.logit_bias ? logits[e] + a.logit_bias[e] : logits[e]; };
+
+    float score[per_lane], top = 0.0f, total = 1.0f;
+#pragma unroll
+    for (int j = 0; j < per_lane; ++j) {
+      const int e = lane + Lanes * j;
+      score[j] = e < a.experts ? logit(e) : -INFINITY;
+    }
+    if (softmax) {
+      top = score[0];
+#pragma unroll
+      for (int j = 1; j < per_lane; ++j) top = fmaxf(top, score[j]);
+      top = max_of_lanes<Lanes>(top);
+#pragma unroll
+      for (int j = 0; j < per_lane; ++j) score[j] = expf(score[j] - top);
+      total = sum_of_row<Lanes>(score);
+    }
+    const auto finish = [&](float x) { return softmax ? x / total : 1.0f / (1.0f + expf(-x)); };
+    unsigned key[per_lane];
+#pragma unroll
+    for (int j = 0; j < per_lane; ++j) {
+      const int e = lane + Lanes * j;
+      key[j] = 0;
+      if (e < a.experts) {
+        score[j] = finish(score[j]);
+        key[j] = ordered(a.selection_bias ? score[j] + a.selection_bias[e] : score[j]);
+        if (live) a.scores[n * a.experts + e] = score[j];
+      }
+    }
+
+    int chosen[lane_slots];
+#pragma unroll
+    for (int k = 0; k < MaxK; ++k) {
+      if (k >= a.per_row) break;
+      unsigned best = key[0];
+#pragma unroll
+      for (int j = 1; j < per_lane; ++j) best = max(best, key[j]);
+      best = max_of_lanes<Lanes>(best);
+      int e = INT_MAX;
+#pragma unroll
+      for (int j = per_lane - 1; j >= 0; --j)
+        if (key[j] == best) e = lane + Lanes * j;
+      e = min_of_lanes<Lanes>(e);
+#pragma unroll
+      for (int j = 0; j < per_lane; ++j)
+        if (lane + Lanes * j == e) key[j] = 0;
+      if (lane == k % Lanes) chosen[k / Lanes] = e;
+    }
+
+    // Slot k is finished by lane k % Lanes.
+    float x[lane_slots], weight[lane_slots], best = -INFINITY, sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < lane_slots; ++i) {
+      if (lane + i * Lanes >= a.per_row) continue;
+      x[i] = logit(chosen[i]);
+      weight[i] = finish(softmax ? expf(x[i] - top) : x[i]);
+      best = fmaxf(best, x[i]);
+      sum += weight[i];
+    }
+    if (a.gate == Gate::top_k_softmax) {
+      best = max_of_lanes<Lanes>(best);
+      sum = 0.0f;
+#pragma unroll
+      for (int i = 0; i < lane_slots; ++i) {
+        if (lane + i * Lanes >= a.per_row) continue;
+        weight[i] = expf(x[i] - best);
+        sum += weight[i];
+      }
+    }
+    const float by =
+        a.gate == Gate::softmax_top_k ? 1.0f : fmaxf(sum_of_lanes<Lanes>(sum), 1e-20f);
+#pragma unroll
+    for (int i = 0; i < lane_slots; ++i) {
+      const int k = lane + i * Lanes;
+      if (k >= a.per_row || !live) continue;
+      a.chosen[n * a.per_row + k] = chosen[i];
+      a.weights[n * a.per_row + k] = weight[i] / by;
+      atomicAdd(&histogram[chosen[i]], 1);
+    }
+  }
+
+  __syncthreads();
+  for (int e = threadIdx.x; e < a.experts; e += SelectTuning::threads)
+    if (histogram[e] > 0) atomicAdd(reinterpret_cast<unsigned long long*>(a.counts) + e, histogram[e]);
+}
+
+template <int Lanes>
+__global__ void __launch_bounds__(SelectTuning::threads, SelectTuning::blocks)
+    select_backward(const SelectBackward a) {
+  constexpr int per_lane = SelectTuning::per_lane, groups = SelectTuning::threads / Lanes;
+  constexpr int lane_slots = (max_per_row + Lanes - 1) / Lanes;
+  const int lane = threadIdx.x % Lanes, group = threadIdx.x / Lanes;
+  const bool all_scores = a.d_scores || a.gate == Gate::softmax_top_k;  // else only those of the chosen count
+  for (int64_t first = int64_t(blockIdx.x) * groups; first < a.rows; first += int64_t(gridDim.x) * groups) {
+    const bool live = first + group < a.rows;
+    const int64_t n = live ? first + group : a.rows - 1;
+    const float* scores = a.scores + n * a.experts;
+
+    float score[per_lane], grad[per_lane];  // grad: of the scores
+#pragma unroll
+    for (int j = 0; j < per_lane; ++j) {
+      const int e = lane + Lanes * j;
+      const bool there = e < a.experts;
+      score[j] = there && all_scores ? scores[e] : 0.0f;
+      grad[j] = there && a.d_scores ? a.d_scores[n * a.experts + e] : 0.0f;
+    }
+
+    // What the weights add to a chosen expert's score, or under top_k_softmax to its logit.
+    int chosen[lane_slots];
+    float weight[lane_slots], extra[lane_slots], total = 0.0f, product = 0.0f;
+#pragma unroll
+    for (int i = 0; i < lane_slots; ++i) {
+      const int k = lane + i * Lanes;
+      const bool there = k < a.per_row && a.d_weights;
+      chosen[i] = there ? a.chosen[n * a.per_row + k] : -1;
+      weight[i] = there ? a.weights[n * a.per_row + k] : 0.0f;
+      extra[i] = there ? a.d_weights[n * a.per_row + k] : 0.0f;
+      product += extra[i] * weight[i];
+      if (there && a.gate == Gate::sigmoid) total += scores[chosen[i]];
+    }
+    if (a.gate != Gate::softmax_top_k) {
+      product = sum_of_lanes<Lanes>(product);
+      total = sum_of_lanes<Lanes>(total);
+#pragma unroll
+      for (int i = 0; i < lane_slots; ++i) {
+        if (a.gate == Gate::top_k_softmax) {
+          extra[i] = weight[i] * (extra[i] - product);
+        } else {
+          extra[i] = (extra[i] - (total >= 1e-20f ? product : 0.0f)) / fmaxf(total, 1e-20f);
+        }
+      }
+    }
+
+    float after[per_lane] = {};  // added to the gradients of the logits
+#pragma unroll
+    for (int k = 0; k < max_per_row; ++k) {
+      if (k >= a.per_row) break;
+      const int e = __shfl_sync(whole_warp, chosen[k / Lanes], k % Lanes, Lanes);
+      const float more = __shfl_sync(whole_warp, extra[k / Lanes], k % Lanes, Lanes);
+#pragma unroll
+      for (int j = 0; j < per_lane; ++j)
+        if (lane + Lanes * j == e) {
+          if (a.gate == Gate::top_k_softmax) {
+            after[j] = more;
+          } else {
+            grad[j] += more;
+            if (!all_scores) score[j] = scores[e];
+          }
+        }
+    }
+
+    float dot = 0.0f;
+    if (a.gate != Gate::sigmoid) {
+#pragma unroll
+      for (int j = 0; j < per_lane; ++j) dot += grad[j] * score[j];
+      dot = sum_of_lanes<Lanes>(dot);
+    }
+#pragma unroll
+    for (int j = 0; j < per_lane; ++j) {
+      const int e = lane + Lanes * j;
+      if (e >= a.experts || !live) continue;
+      const float inner = a.gate == Gate::sigmoid ? grad[j] * (1.0f - score[j]) : grad[j] - dot;
+      a.d_logits[n * a.experts + e] = score[j] * inner + after[j];
+    }
+  }
+}
+
+/// Calls f with the number of lanes that a row of `experts` takes, as a constant.
+template <class F>
+cudaError_t with_lanes(int experts, F&& f) {
+  constexpr int per_lane = SelectTuning::per_lane;
+  if (experts <= 1 * per_lane) return f.template operator()<1>();
+  if (experts <= 2 * per_lane) return f.template operator()<2>();
+  if (experts <= 4 * per_lane) return f.template operator()<4>();
+  if (experts <= 8 * per_lane) return f.template operator()<8>();
+  if (experts <= 16 * per_lane) return f.template operator()<16>();
+  return f.template operator()<32>();
+}
+
+/// Enough blocks for the rows, and no more than run at once.
+inline cudaError_t select_blocks(int64_t rows, int lanes, unsigned* blocks) {
+  int count = 0;
+  if (const cudaError_t error = multiprocessors(&count)) return error;
+  const int64_t groups = SelectTuning::threads / lanes, needed = (rows + groups - 1) / groups;
+  const int64_t limit = int64_t(count) * SelectTuning::blocks;
+  *blocks = static_cast<unsigned>(needed < limit ? needed : limit);
+  return cudaSuccess;
+}
+
+}  // namespace detail
+
+/// Launches one clearing of the counts and one kernel.
+inline cudaError_t select_forward(const SelectForward& a, cudaStream_t stream) {
+  if (const cudaError_t error = cudaMemsetAsync(a.counts, 0, sizeof(int64_t) * a.experts, stream)) return error;
+  if (a.rows == 0) return cudaSuccess;
+  return detail::with_lanes(a.experts, [&]<int Lanes>() {
+    unsigned blocks = 0;
+    if (const cudaError_t error = detail::select_blocks(a.rows, Lanes, &blocks)) return error;
+    const auto kernel = a.per_row <= 2   ? detail::select_forward<Lanes, 2>
+                        : a.per_row <= 4 ? detail::select_forward<Lanes, 4>
+                                         : detail::select_forward<Lanes, max_per_row>;
+    kernel<<<blocks, detail::SelectTuning::threads, 0, stream>>>(a);
+    return cudaGetLastError();
+  });
+}
+
+/// Launches one kernel.
+inline cudaError_t select_backward(const SelectBackward& a, cudaStream_t stream) {
+  if (a.rows == 0) return cudaSuccess;
+  return detail::with_lanes(a.experts, [&]<int Lanes>() {
+    unsigned blocks = 0;
+    if (const cudaError_t error = detail::select_blocks(a.rows, Lanes, &blocks)) return error;
+    detail::select_backward<Lanes><<<blocks, detail::SelectTuning::threads, 0, stream>>>(a);
+    return cudaGetLastError();
+  });
+}
+
+}  // namespace moecod::kernel
