@@ -11,7 +11,7 @@ namespace moecod::kernel {
 namespace detail {
 
 template <class T, int V, int Slots>
-__global__ void __launch_bounds__(RowTuning::threads, RowTuning::blocks(Slots))
+__global__ void __launch_bounds__(RowTuning::threads, RowTuning::blocks<Slots>)
     combine_forward(const Combine a, int lanes, int vectors) {
   using Vector = Pack<T, V>;
   const int lane = threadIdx.x & (lanes - 1);
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(RowTuning::threads, RowTuning::blocks(Slots))
       weight[i] = a.weights && s0 + i < a.slots ? a.weights[n * a.slots + s0 + i] : 1.0f;
   };
   if (a.slots <= Slots) fetch_slots(0);
-#pragma unroll(RowTuning::unroll(Slots))
+#pragma unroll(RowTuning::unroll<Slots>)
   for (int v = blockIdx.y * lanes + lane; v < vectors; v += gridDim.y * lanes) {
     float sum[V] = {};
     for (int s0 = 0; s0 < a.slots; s0 += Slots) {
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(RowTuning::threads, RowTuning::blocks(Slots))
 }
 
 template <class T, int V, int Slots>
-__global__ void __launch_bounds__(RowTuning::threads, RowTuning::blocks(Slots))
+__global__ void __launch_bounds__(RowTuning::threads, RowTuning::blocks<Slots>)
     combine_backward(const CombineBackward a, int lanes, int vectors) {
   using Vector = Pack<T, V>;
   const int lane = threadIdx.x & (lanes - 1);
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(RowTuning::threads, RowTuning::blocks(Slots))
       weight[i] = s0 + i < a.slots ? a.weights[n * a.slots + s0 + i] : 0.0f;
       dot[i] = 0.0f;
     }
-#pragma unroll(RowTuning::unroll(Slots))
+#pragma unroll(RowTuning::unroll<Slots>)
     for (int v = blockIdx.y * lanes + lane; v < vectors; v += gridDim.y * lanes) {
       const Vector g = grad[v];
       if (a.d_weights) {

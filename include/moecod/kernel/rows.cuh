@@ -10,9 +10,11 @@ struct RowTuning {
   static constexpr int many_slots = 8;        // likewise; further slots are taken in turns of as many
   static constexpr int64_t busy_blocks = 2048;  // below, long rows are split over several blocks
   /// Blocks a multiprocessor, at least: bounds the registers.
-  static constexpr int blocks(int slots) { return slots <= few_slots ? 4 : 2; }
+  template <int Slots>
+  static constexpr int blocks = Slots <= few_slots ? 4 : 2;
   /// Vectors of a lane whose loads are in flight together.
-  static constexpr int unroll(int slots) { return slots <= few_slots ? 2 : 1; }
+  template <int Slots>
+  static constexpr int unroll = Slots <= few_slots ? 2 : 1;
 };
 
 /// `lanes` neighbouring lanes take a row (a power of two, at most a warp), grid.y shares of the row's vectors.

@@ -60,7 +60,7 @@ auto execute(Experts& experts, const X& x, const Routing& routing, Run&& run) {
   auto parts = experts.visit(x, [&](int64_t e, const auto& input, auto&& run_expert) {
     using Output = std::remove_cvref_t<decltype(run_expert(input))>;
     experts::Part<Output> part{rows.slice(0, bounds[e], bounds[e + 1]), weights.slice(0, bounds[e], bounds[e + 1]), {}};
-    if (!part.empty()) part.output = run(run_expert, gather(input, part.rows));
+    if (!part.empty()) part.output = run(run_expert, gather(input, plan, bounds[e], bounds[e + 1]));
     return part;
   });
   detail::attach_idle(experts, parts);
