@@ -3,7 +3,6 @@
 // The kernels take float32 (select), int32 (plan), and rows of float32, bfloat16 or float16 (combine; gather copies any
 // type). What they do not take runs LibTorch's operations, as on the CPU, and is counted. Nothing synchronises.
 #include <ATen/Tensor.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -220,7 +219,7 @@ Planned plan_by_kernel(const Tensor& experts, int64_t num_experts, int64_t assig
   return {order, offsets, position};
 }
 
-Planned plan_shapes(const Tensor& experts, int64_t num_experts, const SymInt& assignments) {
+Planned plan_shapes(const Tensor& experts, int64_t num_experts, SymInt assignments) {
   check_plan(experts);
   return {at::empty_symint({assignments}, experts.options()), at::empty({num_experts + 1}, experts.options()),
           at::empty_symint(experts.sym_sizes(), experts.options())};
@@ -286,7 +285,7 @@ Tensor gather_by_kernel(const Tensor& x, const Tensor& order, const Tensor& posi
   return out;
 }
 
-Tensor gather_shapes(const Tensor& x, const Tensor& order, const Tensor& position, const SymInt&) {
+Tensor gather_shapes(const Tensor& x, const Tensor& order, const Tensor& position, SymInt) {
   check_rows("moecod::gather", x, position);
   return rows_like(x, order.sym_size(0));
 }
@@ -317,7 +316,7 @@ Tensor gather_backward_by_kernel(const Tensor& grad, const Tensor& order, const 
   return out;
 }
 
-Tensor gather_backward_shapes(const Tensor& grad, const Tensor&, const Tensor& position, const SymInt&) {
+Tensor gather_backward_shapes(const Tensor& grad, const Tensor&, const Tensor& position, SymInt) {
   return rows_like(grad, position.sym_size(0));
 }
 
@@ -408,17 +407,27 @@ std::tuple<Tensor, Tensor> combine_backward_shapes(const Tensor&, const Tensor& 
 
 // -------------------------------------------------------------------------------------------------------- autograd
 
-template <class Signature>
-const auto& handle(const char* name) {
-  static const auto found = c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-  return found;
-}
+struct SelectBackward {
+  static constexpr const char* name = "moecod::select_backward";
+  using signature = Tensor(const optional<Tensor>&, const optional<Tensor>&, const Tensor&, const Tensor&, const Tensor&,
+                           std::string_view);
+};
 
-using SelectBackwardSignature = Tensor(const optional<Tensor>&, const optional<Tensor>&, const Tensor&, const Tensor&,
-                                       const Tensor&, std::string_view);
-using GatherBackwardSignature = Tensor(const Tensor&, const Tensor&, const Tensor&, SymInt);
-using CombineBackwardSignature = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                                            const Tensor&, Needed);
+struct GatherBackward {
+  static constexpr const char* name = "moecod::gather_backward";
+  using signature = Tensor(const Tensor&, const Tensor&, const Tensor&, SymInt);
+};
+
+struct CombineBackward {
+  static constexpr const char* name = "moecod::combine_backward";
+  using signature = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                               const Tensor&, Needed);
+};
+
+template <class Operator, class... Arguments>
+auto call(const Arguments&... arguments) {
+  return operators::find<Operator>()->call(arguments...);
+}
 
 optional<Tensor> if_defined(const Tensor& t) { return t.defined() ? optional(t) : std::nullopt; }
 
@@ -426,22 +435,24 @@ struct SelectFunction : Function<SelectFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& logits, const optional<Tensor>& logit_bias,
                                const optional<Tensor>& selection_bias, int64_t k, std::string_view gate) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    const auto [scores, experts, weights, counts] = handle<operators::Select::signature>(operators::Select::name)
-                                                        .call(logits, logit_bias, selection_bias, k, gate);
+    const auto [scores, experts, weights, counts] =
+        call<operators::Select>(logits, logit_bias, selection_bias, k, gate);
     ctx->set_materialize_grads(false);
     ctx->mark_non_differentiable({experts, counts});
     ctx->save_for_backward({scores, experts, weights});
     ctx->saved_data["gate"] = std::string(gate);
+    ctx->saved_data["biased"] = logit_bias && logit_bias->defined();
     return {scores, experts, weights, counts};
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     if (!grads[0].defined() && !grads[2].defined()) return {{}, {}, {}, {}, {}};
     const auto saved = ctx->get_saved_variables();
     const std::string gate = ctx->saved_data["gate"].toStringRef();
-    const Tensor d_logits =
-        handle<SelectBackwardSignature>("moecod::select_backward")
-            .call(if_defined(grads[0]), if_defined(grads[2]), saved[0], saved[1], saved[2], gate);
-    return {d_logits, ctx->needs_input_grad(1) ? d_logits.sum(0) : Tensor(), {}, {}, {}};
+    const Tensor d_logits = call<SelectBackward>(if_defined(grads[0]), if_defined(grads[2]), saved[0], saved[1], saved[2],
+                                                 std::string_view(gate));
+    // needs_input_grad counts the tensors that were given.
+    const bool bias_learns = ctx->saved_data["biased"].toBool() && ctx->needs_input_grad(1);
+    return {d_logits, bias_learns ? d_logits.sum(0) : Tensor(), {}, {}, {}};
   }
 };
 
@@ -453,21 +464,19 @@ Selected select_with_autograd(const Tensor& logits, const optional<Tensor>& logi
 
 struct GatherFunction : Function<GatherFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& order, const Tensor& position,
-                        const SymInt& first) {
+                        SymInt first) {
     const at::AutoDispatchBelowADInplaceOrView below;
     ctx->save_for_backward({order, position});
     ctx->saved_data["first"] = first;
-    return handle<operators::Gather::signature>(operators::Gather::name).call(x, order, position, first);
+    return call<operators::Gather>(x, order, position, first);
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
-    return {handle<GatherBackwardSignature>("moecod::gather_backward")
-                .call(grads[0], saved[0], saved[1], ctx->saved_data["first"].toSymInt()),
-            {}, {}, {}};
+    return {call<GatherBackward>(grads[0], saved[0], saved[1], ctx->saved_data["first"].toSymInt()), {}, {}, {}};
   }
 };
 
-Tensor gather_with_autograd(const Tensor& x, const Tensor& order, const Tensor& position, const SymInt& first) {
+Tensor gather_with_autograd(const Tensor& x, const Tensor& order, const Tensor& position, SymInt first) {
   return GatherFunction::apply(x, order, position, first);
 }
 
@@ -476,13 +485,13 @@ struct CombineFunction : Function<CombineFunction> {
                         const Tensor& position) {
     const at::AutoDispatchBelowADInplaceOrView below;
     ctx->save_for_backward({sorted, weights, order, position});
-    return handle<operators::Combine::signature>(operators::Combine::name).call(sorted, weights, order, position);
+    return call<operators::Combine>(sorted, weights, order, position);
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const Needed needed{ctx->needs_input_grad(0), ctx->needs_input_grad(1)};
-    const auto [d_sorted, d_weights] = handle<CombineBackwardSignature>("moecod::combine_backward")
-                                           .call(grads[0], saved[0], saved[1], saved[2], saved[3], needed);
+    const auto [d_sorted, d_weights] =
+        call<CombineBackward>(grads[0], saved[0], saved[1], saved[2], saved[3], needed);
     return {needed[0] ? d_sorted : Tensor(), needed[1] ? d_weights : Tensor(), {}, {}};
   }
 };
