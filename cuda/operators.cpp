@@ -88,7 +88,6 @@ Selected select_by_torch(const Tensor& logits, const optional<Tensor>& logit_bia
     case kernel::Gate::top_k_softmax: r = select::detail::top_k<gate::TopKSoftmax>(biased, by, k); break;
     case kernel::Gate::sigmoid: r = select::detail::top_k<gate::Sigmoid>(biased, by, k); break;
   }
-  // SoftmaxTopK returns the chosen scores, whose memory is its own; an operator's results must not share memory.
   return {r.scores, r.experts, r.weights, r.counts};
 }
 
