@@ -7,10 +7,8 @@
 #include "moecod/moe/combine.hpp"
 #include "moecod/moe/select/top_k.hpp"
 
+namespace moecod::bench {
 namespace {
-
-using namespace moecod;
-using bench::sets_for;
 
 constexpr int64_t million = 1 << 20;
 
@@ -61,7 +59,7 @@ void select(benchmark::State& state, const Shape& s, bool kernel, bool graph) {
   const double bytes = double(s.rows) * (8.0 * s.experts + 8.0 * s.per_row);
   std::vector<at::Tensor> logits(sets_for(bytes));
   for (auto& l : logits) l = logits_of(s.load, s.rows, s.experts);
-  bench::time(
+  time(
       state, bytes, graph,
       [&](int i) {
         if (kernel) {
@@ -98,7 +96,7 @@ void select_backward(benchmark::State& state, const Shape& s, bool scores, bool 
       });
     }
   }
-  bench::time(state, bytes, /*graph=*/true, [&](int i) { calls[i](); }, static_cast<int>(calls.size()));
+  time(state, bytes, /*graph=*/true, [&](int i) { calls[i](); }, static_cast<int>(calls.size()));
 }
 
 void plan(benchmark::State& state, const Shape& s, bool kernel, bool graph) {
@@ -107,9 +105,9 @@ void plan(benchmark::State& state, const Shape& s, bool kernel, bool graph) {
   std::vector<Routing> routings(sets_for(bytes));
   for (auto& r : routings) {
     r = select_by_kernel(logits_of(s.load, s.rows, s.experts), s.per_row);
-    r.scores = r.weights = {};
+    r.scores = r.weights = at::Tensor();
   }
-  bench::time(
+  time(
       state, bytes, graph,
       [&](int i) {
         const Routing& r = routings[i];
@@ -182,17 +180,16 @@ void rows(benchmark::State& state, Rows what, const Shape& s, std::vector<int64_
         }
     }
   };
-  bench::time(state, bytes, /*graph=*/true, call, static_cast<int>(sets.size()));
+  time(state, bytes, /*graph=*/true, call, static_cast<int>(sets.size()));
 }
 
 /// A kernel that does nothing to speak of: what any launch costs.
 void launch(benchmark::State& state, bool graph) {
   at::Tensor one = at::zeros({1}, on(at::kFloat));
-  bench::time(state, 4, graph, [&](int) { one.zero_(); }, 1);
+  time(state, 4, graph, [&](int) { one.zero_(); }, 1);
 }
 
 void add_all() {
-  using bench::add;
   for (bool graph : {true, false})
     add(std::string("launch/by:") + (graph ? "kernel" : "kernel_eager"),
         [=](benchmark::State& state) { launch(state, graph); });
@@ -251,8 +248,9 @@ void add_all() {
 }
 
 }  // namespace
+}  // namespace moecod::bench
 
 int main(int argc, char** argv) {
-  add_all();
+  moecod::bench::add_all();
   return moecod::bench::run(argc, argv);
 }

@@ -11,7 +11,7 @@ namespace moecod::kernel {
 namespace detail {
 
 template <class T, int V, int Slots>
-__global__ void __launch_bounds__(RowTuning::threads, RowTuning::blocks<Slots>)
+__global__ void __launch_bounds__(RowTuning::threads, resident<RowTuning::threads, RowTuning::blocks<Slots>>)
     combine_forward(const Combine a, int lanes, int vectors) {
   using Vector = Pack<T, V>;
   const int lane = threadIdx.x & (lanes - 1);
@@ -29,9 +29,10 @@ __global__ void __launch_bounds__(RowTuning::threads, RowTuning::blocks<Slots>)
       weight[i] = a.weights && s0 + i < a.slots ? a.weights[n * a.slots + s0 + i] : 1.0f;
   };
   if (a.slots <= Slots) fetch_slots(0);
-#pragma unroll(RowTuning::unroll<Slots>)
+#pragma unroll 1
   for (int v = blockIdx.y * lanes + lane; v < vectors; v += gridDim.y * lanes) {
     float sum[V] = {};
+#pragma unroll 1
     for (int s0 = 0; s0 < a.slots; s0 += Slots) {
       if (a.slots > Slots) fetch_slots(s0);
       Vector x[Slots];
@@ -40,20 +41,16 @@ __global__ void __launch_bounds__(RowTuning::threads, RowTuning::blocks<Slots>)
         if (from[i] >= 0) x[i] = sorted[int64_t(from[i]) * vectors + v];
 #pragma unroll
       for (int i = 0; i < Slots; ++i)
-        if (from[i] >= 0) {
-#pragma unroll
-          for (int c = 0; c < V; ++c) sum[c] = fmaf(weight[i], to_float(x[i].at[c]), sum[c]);
-        }
+        if (from[i] >= 0) x[i].read([&](int c, float value) { sum[c] = fmaf(weight[i], value, sum[c]); });
     }
     Vector out;
-#pragma unroll
-    for (int c = 0; c < V; ++c) out.at[c] = from_float<T>(sum[c]);
+    out.write([&](int c) { return sum[c]; });
     y[v] = out;
   }
 }
 
 template <class T, int V, int Slots>
-__global__ void __launch_bounds__(RowTuning::threads, RowTuning::blocks<Slots>)
+__global__ void __launch_bounds__(RowTuning::threads, resident<RowTuning::threads, RowTuning::blocks<Slots>>)
     combine_backward(const CombineBackward a, int lanes, int vectors) {
   using Vector = Pack<T, V>;
   const int lane = threadIdx.x & (lanes - 1);
@@ -64,6 +61,7 @@ __global__ void __launch_bounds__(RowTuning::threads, RowTuning::blocks<Slots>)
   const Vector* sorted = static_cast<const Vector*>(a.sorted);
   Vector* d_sorted = static_cast<Vector*>(a.d_sorted);
 
+#pragma unroll 1
   for (int s0 = 0; s0 < a.slots; s0 += Slots) {
     int at[Slots];
     float weight[Slots], dot[Slots];
@@ -73,9 +71,10 @@ __global__ void __launch_bounds__(RowTuning::threads, RowTuning::blocks<Slots>)
       weight[i] = s0 + i < a.slots ? a.weights[n * a.slots + s0 + i] : 0.0f;
       dot[i] = 0.0f;
     }
-#pragma unroll(RowTuning::unroll<Slots>)
+#pragma unroll 1
     for (int v = blockIdx.y * lanes + lane; v < vectors; v += gridDim.y * lanes) {
-      const Vector g = grad[v];
+      float g[V];
+      grad[v].read([&](int c, float value) { g[c] = value; });
       if (a.d_weights) {
         Vector x[Slots];
 #pragma unroll
@@ -83,18 +82,14 @@ __global__ void __launch_bounds__(RowTuning::threads, RowTuning::blocks<Slots>)
           if (at[i] >= 0) x[i] = sorted[int64_t(at[i]) * vectors + v];
 #pragma unroll
         for (int i = 0; i < Slots; ++i)
-          if (at[i] >= 0) {
-#pragma unroll
-            for (int c = 0; c < V; ++c) dot[i] = fmaf(to_float(g.at[c]), to_float(x[i].at[c]), dot[i]);
-          }
+          if (at[i] >= 0) x[i].read([&](int c, float value) { dot[i] = fmaf(g[c], value, dot[i]); });
       }
       if (d_sorted) {
 #pragma unroll
         for (int i = 0; i < Slots; ++i)
           if (at[i] >= 0) {
             Vector out;
-#pragma unroll
-            for (int c = 0; c < V; ++c) out.at[c] = from_float<T>(weight[i] * to_float(g.at[c]));
+            out.write([&](int c) { return weight[i] * g[c]; });
             d_sorted[int64_t(at[i]) * vectors + v] = out;
           }
       }

@@ -20,15 +20,12 @@ __global__ void __launch_bounds__(RowTuning::threads) gather(const Gather a, int
   for (int s0 = 0; s0 < a.slots; s0 += Slots) {
     int to[Slots];
     places(a.position, n, a.slots, s0, a.first, a.count, to);
-    bool any = false;
+    // A place at a time, so that a row is written in one go; the row itself stays in the L1 cache.
 #pragma unroll
-    for (int i = 0; i < Slots; ++i) any |= to[i] >= 0;
-    if (!any) continue;
-    for (int v = blockIdx.y * lanes + lane; v < vectors; v += gridDim.y * lanes) {
-      const Vector value = x[v];
-#pragma unroll
-      for (int i = 0; i < Slots; ++i)
-        if (to[i] >= 0) out[int64_t(to[i]) * vectors + v] = value;
+    for (int i = 0; i < Slots; ++i) {
+      if (to[i] < 0) continue;
+      for (int v = blockIdx.y * lanes + lane; v < vectors; v += gridDim.y * lanes)
+        out[int64_t(to[i]) * vectors + v] = x[v];
     }
   }
 }

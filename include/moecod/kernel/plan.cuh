@@ -4,35 +4,40 @@
 
 /// Plan: used slots sorted by expert, ties by slot.
 ///
-/// Every warp owns a contiguous chunk of the slots. It counts its chunk's experts; prefix sums over warps, blocks and
-/// experts give it the place where its first slot of each expert goes; then it walks its chunk once more, 32 slots at a
-/// time, and places them. Who shares a lane's expert is found by one ballot for each bit of the expert's index, so the
-/// cost does not depend on the load, and there are no atomics at all.
-/// Up to `PlanTuning::one_block` slots this is one launch, else two. Bytes: slots in twice (the second time mostly from
-/// L2), order and position out once.
+/// Every block owns a contiguous chunk of the slots. One kernel counts the experts of each chunk; the other sums the
+/// counts of the chunks before and of the experts below, which tells where the chunk's first slot of each expert goes,
+/// and then places its slots, a tile at a time: ranks within a warp, sums over the warps, and the tile sorted in shared
+/// memory, so that `order` is written in runs. Who shares a lane's expert is found by one ballot for each bit of the
+/// expert's index: the cost does not depend on the load. Counts are sums of integers, so the order in which they were
+/// added does not show; nothing else is atomic.
+/// Up to one tile this is one launch, else two. Bytes: slots in twice (the second time mostly from L2), order and
+/// position out once.
 namespace moecod::kernel {
 
 namespace detail {
 
 struct PlanTuning {
-  static constexpr int warps = 32;         // a block
-  static constexpr int one_block = 8192;   // slots that one block sorts by itself
-  static constexpr int per_block = 4096;   // slots, at least, where there are several blocks
-  static constexpr int unroll = 4;         // batches of 32 slots whose loads are in flight together
+  static constexpr int warps = 16;  // a block
+  static constexpr int threads = 32 * warps;
+  static constexpr int batches = 8;  // of 32 slots, a warp and tile
+  static constexpr int tile = threads * batches;
+  static constexpr int blocks = 2;  // a multiprocessor
 };
 
 struct PlanShape {
   int blocks;
-  int chunk;  // slots a warp, a multiple of 32
+  int chunk;  // slots a block, a multiple of the threads
 };
 
 inline cudaError_t plan_shape(int64_t items, PlanShape* shape) {
   int limit = 0;
   if (const cudaError_t error = multiprocessors(&limit)) return error;
-  const int64_t wanted = items <= PlanTuning::one_block ? 1 : (items + PlanTuning::per_block - 1) / PlanTuning::per_block;
-  shape->blocks = static_cast<int>(wanted < limit ? wanted : limit);
-  const int64_t warps = int64_t(shape->blocks) * PlanTuning::warps, batches = (items + 31) / 32;
-  shape->chunk = static_cast<int>((batches + warps - 1) / warps * 32);
+  limit *= PlanTuning::blocks;
+  constexpr int64_t threads = PlanTuning::threads;
+  const int64_t share = items <= PlanTuning::tile ? items : (items + limit - 1) / limit;
+  const int64_t chunk = (share + threads - 1) / threads * threads;
+  shape->chunk = static_cast<int>(chunk);
+  shape->blocks = static_cast<int>((items + chunk - 1) / chunk);
   return cudaSuccess;
 }
 
@@ -54,167 +59,196 @@ struct Ballots {
   }
 };
 
-/// Calls f(slot, expert) for the warp's chunk, 32 slots at a time, all lanes together; beyond the end expert is -1.
-template <class F>
-__device__ __forceinline__ void for_each_batch(const Plan& a, int64_t begin, int chunk, F&& f) {
+/// The sum over this lane and the lower ones of its group of `Lanes`.
+template <int Lanes>
+__device__ __forceinline__ int sum_up_to(int x) {
+  const int lane = threadIdx.x % Lanes;
+#pragma unroll
+  for (int offset = 1; offset < Lanes; offset *= 2) {
+    const int other = __shfl_up_sync(whole_warp, x, offset, Lanes);
+    if (lane >= offset) x += other;
+  }
+  return x;
+}
+
+/// begin[e] <- sum of totals below e. Called by one whole warp.
+template <int Experts>
+__device__ __forceinline__ void scan_experts(const int* total, int* begin) {
   const int lane = threadIdx.x % 32;
-  for (int at = 0; at < chunk && begin + at < a.items; at += 32 * PlanTuning::unroll) {
-    int expert[PlanTuning::unroll];
-#pragma unroll
-    for (int u = 0; u < PlanTuning::unroll; ++u) {
-      const int64_t slot = begin + at + 32 * u + lane;
-      expert[u] = at + 32 * u < chunk && slot < a.items ? a.experts[slot] : -1;
-    }
-#pragma unroll
-    for (int u = 0; u < PlanTuning::unroll; ++u)
-      if (at + 32 * u < chunk && begin + at + 32 * u < a.items) f(begin + at + 32 * u + lane, expert[u]);
-  }
-}
-
-/// Shared memory of both kernels, for experts padded to 1 << Bits.
-template <int Bits>
-struct PlanShared {
-  static constexpr int experts = 1 << Bits;
-  int of_warp[PlanTuning::warps][experts + 1];  // counts, then sums over the warps before, then where the next goes
-  int base[experts];
-};
-
-/// Counts the block's chunks and turns the counts into sums over the warps before; base gets the block's totals.
-template <int Bits>
-__device__ __forceinline__ void count_block(const Plan& a, int64_t begin, int chunk, PlanShared<Bits>& shared) {
-  constexpr int experts = 1 << Bits, columns = (experts + 31) / 32;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  int count[columns] = {};
-  for_each_batch(a, begin, chunk, [&](int64_t, int expert) {
-    const Ballots<Bits> ballots(expert, a.num_experts);
-#pragma unroll
-    for (int c = 0; c < columns; ++c) count[c] += __popc(ballots.lanes_of(lane + 32 * c));
-  });
-#pragma unroll
-  for (int c = 0; c < columns; ++c)
-    if (lane + 32 * c < experts) shared.of_warp[warp][lane + 32 * c] = count[c];
-  __syncthreads();
-  for (int e = warp; e < experts; e += PlanTuning::warps) {  // lane l has warp l
-    const int own = shared.of_warp[lane][e];
-    int sum = own;
-#pragma unroll
-    for (int offset = 1; offset < 32; offset *= 2) {
-      const int other = __shfl_up_sync(whole_warp, sum, offset);
-      if (lane >= offset) sum += other;
-    }
-    shared.of_warp[lane][e] = sum - own;
-    if (lane == 31) shared.base[e] = sum;
-  }
-  __syncthreads();
-}
-
-/// Turns totals of experts into where each expert begins: base[e] <- before[e] + sum of totals below e.
-/// `offsets`, if not null, gets the beginnings. Called by the first warp.
-template <int Bits>
-__device__ __forceinline__ void scan_experts(const Plan& a, int (&base)[1 << Bits], const int* total, bool write) {
-  constexpr int experts = 1 << Bits, columns = (experts + 31) / 32;
-  const int lane = threadIdx.x;
   int carry = 0;
 #pragma unroll
-  for (int c = 0; c < columns; ++c) {
-    const int e = lane + 32 * c;
-    const int own = e < experts ? total[e] : 0;
-    int sum = own;
-#pragma unroll
-    for (int offset = 1; offset < 32; offset *= 2) {
-      const int other = __shfl_up_sync(whole_warp, sum, offset);
-      if (lane >= offset) sum += other;
-    }
-    const int begin = carry + sum - own;
-    if (e < experts) base[e] += begin;
-    if (write && e < a.num_experts) {
-      if (e == 0) a.offsets[0] = 0;
-      a.offsets[e + 1] = begin + own;
-    }
+  for (int first = 0; first < Experts; first += 32) {
+    const int e = first + lane;
+    const int own = e < Experts ? total[e] : 0;
+    const int sum = sum_up_to<32>(own);
+    if (e < Experts) begin[e] = carry + sum - own;
     carry += __shfl_sync(whole_warp, sum, 31);
   }
 }
 
-/// Places the warp's chunk; next[e] is where its next slot of expert e goes.
+/// Shared memory of the placing kernel, for experts padded to a power of two.
+template <int Experts>
+struct PlanShared {
+  uint16_t of_warp[PlanTuning::warps][Experts + 2];  // slots of an expert in a warp, then in the warps before; padded
+  int total[Experts];                            // slots of an expert in this tile
+  int begin[Experts];                            // where an expert begins in the sorted tile
+  int next[Experts];                             // where its next slot goes in the whole order
+  int shift[Experts];                            // from a place in the sorted tile to the place in the whole order
+  unsigned sorted[PlanTuning::tile];             // expert << 16 | slot of the tile
+};
+
+/// Places the slots [tile, tile + size) and moves `next` on. `alone`: the tile is all there is.
 template <int Bits>
-__device__ __forceinline__ void place(const Plan& a, int64_t begin, int chunk, int* next) {
-  const int lane = threadIdx.x % 32;
+__device__ __forceinline__ void place_tile(const Plan& a, int64_t tile, int size, bool alone,
+                                           PlanShared<1 << Bits>& shared) {
+  constexpr int experts = 1 << Bits, warps = PlanTuning::warps, batches = PlanTuning::batches;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const unsigned lower = (1u << lane) - 1;
-  for_each_batch(a, begin, chunk, [&](int64_t slot, int expert) {
-    const Ballots<Bits> ballots(expert, a.num_experts);
-    const bool used = ballots.used >> lane & 1;
-    const unsigned peers = ballots.lanes_of(expert);
-    const int rank = __popc(peers & lower);
-    const int to = used ? next[expert] + rank : -1;
-    __syncwarp();
-    if (used && rank == 0) next[expert] = to + __popc(peers);
-    __syncwarp();
-    if (slot < a.items) a.position[slot] = to;
-    if (used && to < a.assignments) a.order[to] = static_cast<int32_t>(slot);
-  });
-}
+  const int per_warp = (size + warps - 1) / warps;  // a multiple of 32, but for the last tile
+  const int rounds = (per_warp + 31) / 32, begin = warp * rounds * 32;
 
-template <int Bits>
-__global__ void __launch_bounds__(32 * PlanTuning::warps) plan_one_block(const Plan a, int chunk) {
-  constexpr int experts = 1 << Bits;
-  __shared__ PlanShared<Bits> shared;
-  __shared__ int begin_of[experts];
-  const int warp = threadIdx.x / 32;
-  const int64_t begin = int64_t(warp) * chunk;
-  count_block(a, begin, chunk, shared);
-  if (threadIdx.x < experts) begin_of[threadIdx.x] = 0;
-  __syncthreads();
-  if (warp == 0) scan_experts<Bits>(a, begin_of, shared.base, /*write=*/true);
-  __syncthreads();
-  for (int e = threadIdx.x % 32; e < experts; e += 32) shared.of_warp[warp][e] += begin_of[e];
-  __syncwarp();
-  place<Bits>(a, begin, chunk, shared.of_warp[warp]);
-}
-
-// The workspace of the two kernels: totals [E, blocks], then sums over the warps before [blocks, warps, E].
-
-template <int Bits>
-__global__ void __launch_bounds__(32 * PlanTuning::warps) plan_count(const Plan a, int chunk) {
-  __shared__ PlanShared<Bits> shared;
-  const int warp = threadIdx.x / 32;
-  const int64_t of_warp = int64_t(blockIdx.x) * PlanTuning::warps + warp;
-  count_block(a, of_warp * chunk, chunk, shared);
-  int32_t* totals = a.workspace;
-  int32_t* before = a.workspace + int64_t(a.num_experts) * gridDim.x + of_warp * a.num_experts;
-  for (int e = threadIdx.x; e < a.num_experts; e += 32 * PlanTuning::warps)
-    totals[int64_t(e) * gridDim.x + blockIdx.x] = shared.base[e];
-  for (int e = threadIdx.x % 32; e < a.num_experts; e += 32) before[e] = shared.of_warp[warp][e];
-}
-
-template <int Bits>
-__global__ void __launch_bounds__(32 * PlanTuning::warps) plan_place(const Plan a, int chunk) {
-  constexpr int experts = 1 << Bits;
-  __shared__ PlanShared<Bits> shared;
-  __shared__ int total[experts];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, block = blockIdx.x, blocks = gridDim.x;
-  for (int e = warp; e < experts; e += PlanTuning::warps) {
-    int sum = 0, below = 0;
-    if (e < a.num_experts)
-      for (int b = lane; b < blocks; b += 32) {
-        const int count = a.workspace[int64_t(e) * blocks + b];
-        sum += count;
-        if (b < block) below += count;
-      }
+  int expert[batches];
 #pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) {
-      sum += __shfl_xor_sync(whole_warp, sum, offset);
-      below += __shfl_xor_sync(whole_warp, below, offset);
-    }
-    if (lane == 0) total[e] = sum, shared.base[e] = below;
+  for (int u = 0; u < batches; ++u) {
+    const int at = begin + 32 * u + lane;
+    expert[u] = u < rounds && at < size ? a.experts[tile + at] : -1;
+  }
+  uint16_t* count = shared.of_warp[warp];
+  for (int e = lane; e < experts; e += 32) count[e] = 0;
+  __syncwarp();
+  unsigned rank[batches];
+#pragma unroll
+  for (int u = 0; u < batches; ++u) {
+    if (u >= rounds) break;
+    const Ballots<Bits> ballots(expert[u], a.num_experts);
+    if (!(ballots.used >> lane & 1)) expert[u] = -1;
+    const unsigned peers = ballots.lanes_of(expert[u]);
+    const unsigned before = expert[u] >= 0 ? count[expert[u]] : 0;
+    rank[u] = before + __popc(peers & lower);
+    __syncwarp();
+    if (expert[u] >= 0 && (peers & lower) == 0) count[expert[u]] = static_cast<uint16_t>(before + __popc(peers));
+    __syncwarp();
   }
   __syncthreads();
-  if (warp == 0) scan_experts<Bits>(a, shared.base, total, /*write=*/block == 0);
+
+  for (int pair = 2 * warp; pair < experts; pair += 2 * warps) {  // half a warp an expert, a lane for each warp
+    const int e = pair + lane / warps;
+    const int own = shared.of_warp[lane % warps][e], sum = sum_up_to<warps>(own);
+    shared.of_warp[lane % warps][e] = static_cast<uint16_t>(sum - own);
+    if (lane % warps == warps - 1) shared.total[e] = sum;
+  }
   __syncthreads();
-  const int64_t of_warp = int64_t(block) * PlanTuning::warps + warp;
-  const int32_t* before = a.workspace + int64_t(a.num_experts) * blocks + of_warp * a.num_experts;
-  for (int e = lane; e < a.num_experts; e += 32) shared.of_warp[warp][e] = shared.base[e] + before[e];
-  __syncwarp();
-  place<Bits>(a, of_warp * chunk, chunk, shared.of_warp[warp]);
+  if (warp == 0) {
+    scan_experts<experts>(shared.total, shared.begin);
+    for (int e = lane; e < experts; e += 32) {
+      const int to = alone ? shared.begin[e] : shared.next[e];
+      shared.shift[e] = to - shared.begin[e];
+      shared.next[e] = to + shared.total[e];
+    }
+  }
+  __syncthreads();
+
+#pragma unroll
+  for (int u = 0; u < batches; ++u) {
+    const int at = begin + 32 * u + lane, e = expert[u];
+    if (u >= rounds || at >= size) break;
+    int to = -1;
+    if (e >= 0) {
+      const int local = shared.begin[e] + count[e] + static_cast<int>(rank[u]);
+      shared.sorted[local] = unsigned(e) << 16 | unsigned(at);
+      to = local + shared.shift[e];
+    }
+    a.position[tile + at] = to;
+  }
+  __syncthreads();
+  const int used = shared.begin[experts - 1] + shared.total[experts - 1];
+  for (int i = threadIdx.x; i < used; i += PlanTuning::threads) {
+    const unsigned code = shared.sorted[i];
+    const int to = i + shared.shift[code >> 16];
+    if (to < a.assignments) a.order[to] = static_cast<int32_t>(tile) + static_cast<int32_t>(code & 0xffff);
+  }
+}
+
+__device__ __forceinline__ int tile_size(const Plan& a, int64_t tile) {
+  return static_cast<int>(a.items - tile < PlanTuning::tile ? a.items - tile : PlanTuning::tile);
+}
+
+/// All slots in one tile.
+template <int Bits>
+__global__ void __launch_bounds__(PlanTuning::threads, PlanTuning::blocks) plan_one_tile(const Plan a) {
+  __shared__ PlanShared<1 << Bits> shared;
+  place_tile<Bits>(a, 0, tile_size(a, 0), /*alone=*/true, shared);
+  for (int e = threadIdx.x; e < a.num_experts; e += PlanTuning::threads) {
+    if (e == 0) a.offsets[0] = 0;
+    a.offsets[e + 1] = shared.begin[e] + shared.total[e];
+  }
+}
+
+/// Writes each block's counts to the workspace, [E, blocks].
+template <int Bits>
+__global__ void __launch_bounds__(PlanTuning::threads, PlanTuning::blocks) plan_count(const Plan a, int chunk) {
+  __shared__ int count[1 << Bits];
+  for (int e = threadIdx.x; e < 1 << Bits; e += PlanTuning::threads) count[e] = 0;
+  __syncthreads();
+  const int64_t begin = int64_t(blockIdx.x) * chunk;
+  const int size = static_cast<int>(a.items - begin < chunk ? a.items - begin : chunk);
+#pragma unroll 4
+  for (int i = threadIdx.x; i < size; i += PlanTuning::threads) {
+    const unsigned expert = a.experts[begin + i];
+    if (expert < unsigned(a.num_experts)) atomicAdd(&count[expert], 1);
+  }
+  __syncthreads();
+  for (int e = threadIdx.x; e < a.num_experts; e += PlanTuning::threads)
+    a.workspace[int64_t(e) * gridDim.x + blockIdx.x] = count[e];
+}
+
+template <int Bits>
+__global__ void __launch_bounds__(PlanTuning::threads, PlanTuning::blocks) plan_place(const Plan a, int chunk) {
+  constexpr int experts = 1 << Bits, warps = PlanTuning::warps;
+  constexpr int turns = (experts + warps - 1) / warps;  // a warp sums over the blocks for an expert at a time
+  __shared__ PlanShared<experts> shared;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, block = blockIdx.x, blocks = gridDim.x;
+  int sum[turns] = {}, below[turns] = {};
+  for (int b = lane; b < blocks; b += 32) {
+#pragma unroll
+    for (int t = 0; t < turns; ++t) {
+      const int e = warp + warps * t;
+      const int count = e < a.num_experts ? a.workspace[int64_t(e) * blocks + b] : 0;
+      sum[t] += count;
+      below[t] += b < block ? count : 0;
+    }
+  }
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2)
+#pragma unroll
+    for (int t = 0; t < turns; ++t) {
+      sum[t] += __shfl_xor_sync(whole_warp, sum[t], offset);
+      below[t] += __shfl_xor_sync(whole_warp, below[t], offset);
+    }
+#pragma unroll
+  for (int t = 0; t < turns; ++t)
+    if (lane == 0 && warp + warps * t < experts) {
+      shared.total[warp + warps * t] = sum[t];
+      shared.next[warp + warps * t] = below[t];
+    }
+  __syncthreads();
+  if (warp == 0) {
+    scan_experts<experts>(shared.total, shared.begin);
+    for (int e = lane; e < experts; e += 32) {
+      shared.next[e] += shared.begin[e];
+      if (block == 0 && e < a.num_experts) {
+        if (e == 0) a.offsets[0] = 0;
+        a.offsets[e + 1] = shared.begin[e] + shared.total[e];
+      }
+    }
+  }
+  const int64_t begin = int64_t(block) * chunk, end = begin + chunk < a.items ? begin + chunk : a.items;
+  for (int64_t tile = begin; tile < end; tile += PlanTuning::tile) {
+    __syncthreads();  // what the tile before has left in shared memory has been read
+    const int64_t left = end - tile;
+    place_tile<Bits>(a, tile, static_cast<int>(left < PlanTuning::tile ? left : PlanTuning::tile), /*alone=*/false,
+                     shared);
+  }
 }
 
 }  // namespace detail
@@ -223,7 +257,7 @@ __global__ void __launch_bounds__(32 * PlanTuning::warps) plan_place(const Plan 
 inline cudaError_t plan_workspace(int64_t items, int num_experts, int64_t* size) {
   detail::PlanShape shape;
   if (const cudaError_t error = detail::plan_shape(items, &shape)) return error;
-  *size = shape.blocks == 1 ? 0 : int64_t(shape.blocks) * num_experts * (1 + detail::PlanTuning::warps);
+  *size = shape.blocks == 1 ? 0 : int64_t(shape.blocks) * num_experts;
   return cudaSuccess;
 }
 
@@ -233,9 +267,9 @@ inline cudaError_t plan(const Plan& a, cudaStream_t stream) {
   detail::PlanShape shape;
   if (const cudaError_t error = detail::plan_shape(a.items, &shape)) return error;
   const auto launch = [&]<int Bits>() {
-    constexpr int threads = 32 * detail::PlanTuning::warps;
+    constexpr int threads = detail::PlanTuning::threads;
     if (shape.blocks == 1) {
-      detail::plan_one_block<Bits><<<1, threads, 0, stream>>>(a, shape.chunk);
+      detail::plan_one_tile<Bits><<<1, threads, 0, stream>>>(a);
     } else {
       detail::plan_count<Bits><<<shape.blocks, threads, 0, stream>>>(a, shape.chunk);
       if (const cudaError_t error = cudaGetLastError()) return error;

@@ -11,10 +11,7 @@ struct RowTuning {
   static constexpr int64_t busy_blocks = 2048;  // below, long rows are split over several blocks
   /// Blocks a multiprocessor, at least: bounds the registers.
   template <int Slots>
-  static constexpr int blocks = Slots <= few_slots ? 4 : 2;
-  /// Vectors of a lane whose loads are in flight together.
-  template <int Slots>
-  static constexpr int unroll = Slots <= few_slots ? 2 : 1;
+  static constexpr int blocks = Slots <= few_slots ? 6 : 2;
 };
 
 /// `lanes` neighbouring lanes take a row (a power of two, at most a warp), grid.y shares of the row's vectors.

@@ -17,14 +17,26 @@ namespace detail {
 
 struct SelectTuning {
   static constexpr int threads = 256;
-  static constexpr int blocks = 4;    // a multiprocessor
+  /// Blocks a multiprocessor: bounds the registers.
+  template <int Lanes>
+  static constexpr int blocks = Lanes <= 4 ? 4 : 5;
   static constexpr int per_lane = 8;  // experts
+  static constexpr int staged_lanes = 4;
 };
 
 /// Unsigned integers in the order of floats, above 0; NaN comes first, as in a descending sort of LibTorch.
 __device__ __forceinline__ unsigned ordered(float x) {
   const unsigned bits = __float_as_uint(x);
   return x != x ? 0xffffffffu : bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
+}
+
+/// x / by, rounded as IEEE division rounds, from the reciprocal of `by`, for x in [0, 1] and by in [1, 2^24]: two
+/// corrections in place of the two slow instructions and the branch that every division takes.
+__device__ __forceinline__ float divide(float x, float by, float reciprocal) {
+  if (x < 1e-30f && x > 0.0f) return x / by;  // the corrections would leave the range of normal numbers
+  float q = x * reciprocal;
+  q = fmaf(fmaf(-q, by, x), reciprocal, q);
+  return fmaf(fmaf(-q, by, x), reciprocal, q);
 }
 
 /// The sum over a row whose expert lane + Lanes * j is x[j].
@@ -48,22 +60,45 @@ __device__ __forceinline__ float sum_of_row(const float (&x)[SelectTuning::per_l
 }
 
 template <int Lanes, int MaxK>
-__global__ void __launch_bounds__(SelectTuning::threads, SelectTuning::blocks) select_forward(const SelectForward a) {
-  constexpr int per_lane = SelectTuning::per_lane, groups = SelectTuning::threads / Lanes;
+__global__ void __launch_bounds__(SelectTuning::threads, resident<SelectTuning::threads, SelectTuning::blocks<Lanes>>)
+    select_forward(const SelectForward a) {
+  constexpr int threads = SelectTuning::threads, per_lane = SelectTuning::per_lane, groups = threads / Lanes;
   constexpr int lane_slots = (MaxK + Lanes - 1) / Lanes;  // slots of a row that one lane finishes
+  // Short rows go through shared memory: their lanes would fetch and write small pieces.
+  constexpr bool staged = Lanes <= SelectTuning::staged_lanes;
+  __shared__ float rows[staged ? groups * (Lanes * per_lane + 1) : 1];
   __shared__ int histogram[Lanes * per_lane];
-  for (int e = threadIdx.x; e < a.experts; e += SelectTuning::threads) histogram[e] = 0;
+  for (int e = threadIdx.x; e < a.experts; e += threads) histogram[e] = 0;
   __syncthreads();
 
   const int lane = threadIdx.x % Lanes, group = threadIdx.x / Lanes;
+  const int stride = a.experts | 1;  // odd, against bank conflicts
   const bool softmax = a.gate != Gate::sigmoid;
   for (int64_t first = int64_t(blockIdx.x) * groups; first < a.rows; first += int64_t(gridDim.x) * groups) {
     const bool live = first + group < a.rows;  // all lanes stay for the shuffles
     const int64_t n = live ? first + group : a.rows - 1;
-    const float* logits = a.logits + n * a.experts;
-    const auto logit = [&](int e) { return a.logit_bias ? logits[e] + a.logit_bias[e] : logits[e]; };
+    // Calls f(element of the block's rows, its place in shared memory) for this thread's share.
+    const auto for_each_element = [&](auto&& f) {
+      const int size = static_cast<int>(a.rows - first < groups ? a.rows - first : groups) * a.experts;
+      int row = threadIdx.x / a.experts, e = threadIdx.x % a.experts;
+      for (int i = threadIdx.x; i < size; i += threads) {
+        f(first * a.experts + i, row * stride + e);
+        row += threads / a.experts;
+        e += threads % a.experts;
+        if (e >= a.experts) e -= a.experts, ++row;
+      }
+    };
+    if constexpr (staged) {
+      for_each_element([&](int64_t from, int to) { rows[to] = a.logits[from]; });
+      __syncthreads();
+    }
+    float* own = rows + group * stride;
+    const auto logit = [&](int e) {
+      const float x = staged ? own[e] : a.logits[n * a.experts + e];
+      return a.logit_bias ? x + a.logit_bias[e] : x;
+    };
 
-    float score[per_lane], top = 0.0f, total = 1.0f;
+    float score[per_lane], top = 0.0f, total = 1.0f, reciprocal = 1.0f;
 #pragma unroll
     for (int j = 0; j < per_lane; ++j) {
       const int e = lane + Lanes * j;
@@ -77,8 +112,9 @@ __global__ void __launch_bounds__(SelectTuning::threads, SelectTuning::blocks) s
 #pragma unroll
       for (int j = 0; j < per_lane; ++j) score[j] = expf(score[j] - top);
       total = sum_of_row<Lanes>(score);
+      reciprocal = 1.0f / total;
     }
-    const auto finish = [&](float x) { return softmax ? x / total : 1.0f / (1.0f + expf(-x)); };
+    const auto finish = [&](float x) { return softmax ? divide(x, total, reciprocal) : 1.0f / (1.0f + expf(-x)); };
     unsigned key[per_lane];
 #pragma unroll
     for (int j = 0; j < per_lane; ++j) {
@@ -87,7 +123,7 @@ __global__ void __launch_bounds__(SelectTuning::threads, SelectTuning::blocks) s
       if (e < a.experts) {
         score[j] = finish(score[j]);
         key[j] = ordered(a.selection_bias ? score[j] + a.selection_bias[e] : score[j]);
-        if (live) a.scores[n * a.experts + e] = score[j];
+        if (!staged && live) a.scores[n * a.experts + e] = score[j];
       }
     }
 
@@ -99,14 +135,20 @@ __global__ void __launch_bounds__(SelectTuning::threads, SelectTuning::blocks) s
 #pragma unroll
       for (int j = 1; j < per_lane; ++j) best = max(best, key[j]);
       best = max_of_lanes<Lanes>(best);
-      int e = INT_MAX;
-#pragma unroll
-      for (int j = per_lane - 1; j >= 0; --j)
-        if (key[j] == best) e = lane + Lanes * j;
-      e = min_of_lanes<Lanes>(e);
+      // Every lane takes its first expert of that key out; those whose index is not the lowest put it back.
+      int mine = -1;
 #pragma unroll
       for (int j = 0; j < per_lane; ++j)
-        if (lane + Lanes * j == e) key[j] = 0;
+        if (mine < 0 && key[j] == best) {
+          mine = lane + Lanes * j;
+          key[j] = 0;
+        }
+      const int e = min_of_lanes<Lanes>(mine < 0 ? INT_MAX : mine);
+      if (mine >= 0 && mine != e) {
+#pragma unroll
+        for (int j = 0; j < per_lane; ++j)
+          if (mine == lane + Lanes * j) key[j] = best;
+      }
       if (lane == k % Lanes) chosen[k / Lanes] = e;
     }
 
@@ -130,8 +172,7 @@ __global__ void __launch_bounds__(SelectTuning::threads, SelectTuning::blocks) s
         sum += weight[i];
       }
     }
-    const float by =
-        a.gate == Gate::softmax_top_k ? 1.0f : fmaxf(sum_of_lanes<Lanes>(sum), 1e-20f);
+    const float by = a.gate == Gate::softmax_top_k ? 1.0f : fmaxf(sum_of_lanes<Lanes>(sum), 1e-20f);
 #pragma unroll
     for (int i = 0; i < lane_slots; ++i) {
       const int k = lane + i * Lanes;
@@ -140,15 +181,25 @@ __global__ void __launch_bounds__(SelectTuning::threads, SelectTuning::blocks) s
       a.weights[n * a.per_row + k] = weight[i] / by;
       atomicAdd(&histogram[chosen[i]], 1);
     }
+
+    if constexpr (staged) {
+      __syncwarp();  // the group has read its logits
+#pragma unroll
+      for (int j = 0; j < per_lane; ++j)
+        if (const int e = lane + Lanes * j; e < a.experts && live) own[e] = score[j];
+      __syncthreads();
+      for_each_element([&](int64_t to, int from) { a.scores[to] = rows[from]; });
+      __syncthreads();
+    }
   }
 
   __syncthreads();
-  for (int e = threadIdx.x; e < a.experts; e += SelectTuning::threads)
+  for (int e = threadIdx.x; e < a.experts; e += threads)
     if (histogram[e] > 0) atomicAdd(reinterpret_cast<unsigned long long*>(a.counts) + e, histogram[e]);
 }
 
 template <int Lanes>
-__global__ void __launch_bounds__(SelectTuning::threads, SelectTuning::blocks)
+__global__ void __launch_bounds__(SelectTuning::threads, resident<SelectTuning::threads, SelectTuning::blocks<1>>)
     select_backward(const SelectBackward a) {
   constexpr int per_lane = SelectTuning::per_lane, groups = SelectTuning::threads / Lanes;
   constexpr int lane_slots = (max_per_row + Lanes - 1) / Lanes;
@@ -241,11 +292,11 @@ cudaError_t with_lanes(int experts, F&& f) {
 }
 
 /// Enough blocks for the rows, and no more than run at once.
-inline cudaError_t select_blocks(int64_t rows, int lanes, unsigned* blocks) {
+inline cudaError_t select_blocks(int64_t rows, int lanes, int per_multiprocessor, unsigned* blocks) {
   int count = 0;
   if (const cudaError_t error = multiprocessors(&count)) return error;
   const int64_t groups = SelectTuning::threads / lanes, needed = (rows + groups - 1) / groups;
-  const int64_t limit = int64_t(count) * SelectTuning::blocks;
+  const int64_t limit = int64_t(count) * per_multiprocessor;
   *blocks = static_cast<unsigned>(needed < limit ? needed : limit);
   return cudaSuccess;
 }
@@ -258,7 +309,8 @@ inline cudaError_t select_forward(const SelectForward& a, cudaStream_t stream) {
   if (a.rows == 0) return cudaSuccess;
   return detail::with_lanes(a.experts, [&]<int Lanes>() {
     unsigned blocks = 0;
-    if (const cudaError_t error = detail::select_blocks(a.rows, Lanes, &blocks)) return error;
+    if (const cudaError_t error = detail::select_blocks(a.rows, Lanes, detail::SelectTuning::blocks<Lanes>, &blocks))
+      return error;
     const auto kernel = a.per_row <= 2   ? detail::select_forward<Lanes, 2>
                         : a.per_row <= 4 ? detail::select_forward<Lanes, 4>
                                          : detail::select_forward<Lanes, max_per_row>;
@@ -272,7 +324,8 @@ inline cudaError_t select_backward(const SelectBackward& a, cudaStream_t stream)
   if (a.rows == 0) return cudaSuccess;
   return detail::with_lanes(a.experts, [&]<int Lanes>() {
     unsigned blocks = 0;
-    if (const cudaError_t error = detail::select_blocks(a.rows, Lanes, &blocks)) return error;
+    if (const cudaError_t error = detail::select_blocks(a.rows, Lanes, detail::SelectTuning::blocks<1>, &blocks))
+      return error;
     detail::select_backward<Lanes><<<blocks, detail::SelectTuning::threads, 0, stream>>>(a);
     return cudaGetLastError();
   });
