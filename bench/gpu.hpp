@@ -3,6 +3,7 @@
 #include <ATen/cuda/CUDAEvent.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <benchmark/benchmark.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/torch.h>
 
@@ -78,7 +79,11 @@ inline int sets_for(double bytes) { return static_cast<int>(std::clamp(cold_byte
 /// Adds a case of one iteration, whose time is a median already.
 template <class F>
 void add(const std::string& name, F&& f) {
-  benchmark::RegisterBenchmark(name.c_str(), f)->UseManualTime()->Iterations(1)->Unit(benchmark::kMicrosecond);
+  const auto tidy = [f](benchmark::State& state) {
+    f(state);
+    c10::cuda::CUDACachingAllocator::emptyCache();  // graphs keep pools of their own
+  };
+  benchmark::RegisterBenchmark(name.c_str(), tidy)->UseManualTime()->Iterations(1)->Unit(benchmark::kMicrosecond);
 }
 
 /// Runs what was added; the context names the device and the versions.
