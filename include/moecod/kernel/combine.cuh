@@ -73,13 +73,17 @@ __global__ void __launch_bounds__(RowTuning::threads, resident<RowTuning::thread
     }
 #pragma unroll 1
     for (int v = blockIdx.y * lanes + lane; v < vectors; v += gridDim.y * lanes) {
-      float g[V];
-      grad[v].read([&](int c, float value) { g[c] = value; });
+      // All loads before the first use: even a conversion waits for what it converts.
+      const Vector g_in = grad[v];
+      Vector x[Slots];
       if (a.d_weights) {
-        Vector x[Slots];
 #pragma unroll
         for (int i = 0; i < Slots; ++i)
           if (at[i] >= 0) x[i] = sorted[int64_t(at[i]) * vectors + v];
+      }
+      float g[V];
+      g_in.read([&](int c, float value) { g[c] = value; });
+      if (a.d_weights) {
 #pragma unroll
         for (int i = 0; i < Slots; ++i)
           if (at[i] >= 0) x[i].read([&](int c, float value) { dot[i] = fmaf(g[c], value, dot[i]); });

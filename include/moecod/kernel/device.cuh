@@ -24,8 +24,8 @@ inline constexpr int resident = Wanted;
 #endif
 
 /// Reductions over groups of `Lanes` neighbouring lanes (a power of two), in a fixed order; every lane gets the result.
-template <int Lanes>
-__device__ __forceinline__ float sum_of_lanes(float x) {
+template <int Lanes, class T>
+__device__ __forceinline__ T sum_of_lanes(T x) {
 #pragma unroll
   for (int offset = Lanes / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(whole_warp, x, offset);
   return x;

@@ -20,12 +20,24 @@ __global__ void __launch_bounds__(RowTuning::threads) gather(const Gather a, int
   for (int s0 = 0; s0 < a.slots; s0 += Slots) {
     int to[Slots];
     places(a.position, n, a.slots, s0, a.first, a.count, to);
-    // A place at a time, so that a row is written in one go; the row itself stays in the L1 cache.
+    bool any = false;
 #pragma unroll
-    for (int i = 0; i < Slots; ++i) {
-      if (to[i] < 0) continue;
-      for (int v = blockIdx.y * lanes + lane; v < vectors; v += gridDim.y * lanes)
-        out[int64_t(to[i]) * vectors + v] = x[v];
+    for (int i = 0; i < Slots; ++i) any |= to[i] >= 0;
+    if (!any) continue;
+    const int step = gridDim.y * lanes;
+    for (int first = blockIdx.y * lanes + lane; first < vectors; first += RowTuning::ahead * step) {
+      Vector value[RowTuning::ahead];
+#pragma unroll
+      for (int u = 0; u < RowTuning::ahead; ++u)
+        if (const int v = first + u * step; v < vectors) value[u] = x[v];
+#pragma unroll
+      for (int i = 0; i < Slots; ++i)
+        if (to[i] >= 0) {
+          Vector* row = out + int64_t(to[i]) * vectors;
+#pragma unroll
+          for (int u = 0; u < RowTuning::ahead; ++u)
+            if (const int v = first + u * step; v < vectors) row[v] = value[u];
+        }
     }
   }
 }

@@ -10,7 +10,8 @@
 /// memory, so that `order` is written in runs. Who shares a lane's expert is found by one ballot for each bit of the
 /// expert's index: the cost does not depend on the load. Counts are sums of integers, so the order in which they were
 /// added does not show; nothing else is atomic.
-/// Up to one tile this is one launch, else two. Bytes: slots in twice (the second time mostly from L2), order and
+/// Up to one tile this is one launch, else two, or three with more than
+/// 32 experts, whose counts a kernel of its own sums. Bytes: slots in twice (the second time mostly from L2), order and
 /// position out once.
 namespace moecod::kernel {
 
@@ -19,9 +20,11 @@ namespace detail {
 struct PlanTuning {
   static constexpr int warps = 16;  // a block
   static constexpr int threads = 32 * warps;
+  static constexpr int scan_threads = 128;
   static constexpr int batches = 8;  // of 32 slots, a warp and tile
   static constexpr int tile = threads * batches;
-  static constexpr int blocks = 2;  // a multiprocessor
+  static constexpr int blocks = 3;  // a multiprocessor
+  static constexpr int direct = 32;  // experts whose counts every block sums by itself
 };
 
 struct PlanShape {
@@ -107,27 +110,26 @@ __device__ __forceinline__ void place_tile(const Plan& a, int64_t tile, int size
   const int per_warp = (size + warps - 1) / warps;  // a multiple of 32, but for the last tile
   const int rounds = (per_warp + 31) / 32, begin = warp * rounds * 32;
 
-  int expert[batches];
+  int code[batches];  // the expert; then expert << 16 | rank in the warp; -1: unused
 #pragma unroll
   for (int u = 0; u < batches; ++u) {
     const int at = begin + 32 * u + lane;
-    expert[u] = u < rounds && at < size ? a.experts[tile + at] : -1;
+    code[u] = u < rounds && at < size ? a.experts[tile + at] : -1;
   }
   uint16_t* count = shared.of_warp[warp];
   for (int e = lane; e < experts; e += 32) count[e] = 0;
   __syncwarp();
-  unsigned rank[batches];
 #pragma unroll
   for (int u = 0; u < batches; ++u) {
     if (u >= rounds) break;
-    const Ballots<Bits> ballots(expert[u], a.num_experts);
-    if (!(ballots.used >> lane & 1)) expert[u] = -1;
-    const unsigned peers = ballots.lanes_of(expert[u]);
-    const unsigned before = expert[u] >= 0 ? count[expert[u]] : 0;
-    rank[u] = before + __popc(peers & lower);
+    const int e = code[u];
+    const Ballots<Bits> ballots(e, a.num_experts);
+    const bool used = ballots.used >> lane & 1;
+    const unsigned peers = ballots.lanes_of(e), before = used ? count[e] : 0, rank = __popc(peers & lower);
     __syncwarp();
-    if (expert[u] >= 0 && (peers & lower) == 0) count[expert[u]] = static_cast<uint16_t>(before + __popc(peers));
+    if (used && rank == 0) count[e] = static_cast<uint16_t>(before + __popc(peers));
     __syncwarp();
+    code[u] = used ? e << 16 | static_cast<int>(before + rank) : -1;
   }
   __syncthreads();
 
@@ -150,11 +152,11 @@ __device__ __forceinline__ void place_tile(const Plan& a, int64_t tile, int size
 
 #pragma unroll
   for (int u = 0; u < batches; ++u) {
-    const int at = begin + 32 * u + lane, e = expert[u];
+    const int at = begin + 32 * u + lane, e = code[u] >> 16;
     if (u >= rounds || at >= size) break;
     int to = -1;
     if (e >= 0) {
-      const int local = shared.begin[e] + count[e] + static_cast<int>(rank[u]);
+      const int local = shared.begin[e] + count[e] + (code[u] & 0xffff);
       shared.sorted[local] = unsigned(e) << 16 | unsigned(at);
       to = local + shared.shift[e];
     }
@@ -175,7 +177,7 @@ __device__ __forceinline__ int tile_size(const Plan& a, int64_t tile) {
 
 /// All slots in one tile.
 template <int Bits>
-__global__ void __launch_bounds__(PlanTuning::threads, PlanTuning::blocks) plan_one_tile(const Plan a) {
+__global__ void __launch_bounds__(PlanTuning::threads, resident<PlanTuning::threads, PlanTuning::blocks>) plan_one_tile(const Plan a) {
   __shared__ PlanShared<1 << Bits> shared;
   place_tile<Bits>(a, 0, tile_size(a, 0), /*alone=*/true, shared);
   for (int e = threadIdx.x; e < a.num_experts; e += PlanTuning::threads) {
@@ -186,7 +188,7 @@ __global__ void __launch_bounds__(PlanTuning::threads, PlanTuning::blocks) plan_
 
 /// Writes each block's counts to the workspace, [E, blocks].
 template <int Bits>
-__global__ void __launch_bounds__(PlanTuning::threads, PlanTuning::blocks) plan_count(const Plan a, int chunk) {
+__global__ void __launch_bounds__(PlanTuning::threads, resident<PlanTuning::threads, PlanTuning::blocks>) plan_count(const Plan a, int chunk) {
   __shared__ int count[1 << Bits];
   for (int e = threadIdx.x; e < 1 << Bits; e += PlanTuning::threads) count[e] = 0;
   __syncthreads();
@@ -202,35 +204,56 @@ __global__ void __launch_bounds__(PlanTuning::threads, PlanTuning::blocks) plan_
     a.workspace[int64_t(e) * gridDim.x + blockIdx.x] = count[e];
 }
 
+/// Turns each expert's counts of blocks into the sum over the blocks before; totals go behind them. One warp an expert.
+static __global__ void __launch_bounds__(PlanTuning::scan_threads)
+    plan_scan(int32_t* workspace, int num_experts, int blocks) {
+  const int lane = threadIdx.x % 32, e = (blockIdx.x * PlanTuning::scan_threads + threadIdx.x) / 32;
+  if (e >= num_experts) return;
+  int32_t* count = workspace + int64_t(e) * blocks;
+  int carry = 0;
+#pragma unroll 4
+  for (int first = 0; first < blocks; first += 32) {
+    const int own = first + lane < blocks ? count[first + lane] : 0;
+    const int sum = sum_up_to<32>(own);
+    if (first + lane < blocks) count[first + lane] = carry + sum - own;
+    carry += __shfl_sync(whole_warp, sum, 31);
+  }
+  if (lane == 0) workspace[int64_t(num_experts) * blocks + e] = carry;
+}
+
 template <int Bits>
-__global__ void __launch_bounds__(PlanTuning::threads, PlanTuning::blocks) plan_place(const Plan a, int chunk) {
+__global__ void __launch_bounds__(PlanTuning::threads, resident<PlanTuning::threads, PlanTuning::blocks>)
+    plan_place(const Plan a, int chunk) {
   constexpr int experts = 1 << Bits, warps = PlanTuning::warps;
-  constexpr int turns = (experts + warps - 1) / warps;  // a warp sums over the blocks for an expert at a time
   __shared__ PlanShared<experts> shared;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, block = blockIdx.x, blocks = gridDim.x;
-  int sum[turns] = {}, below[turns] = {};
-  for (int b = lane; b < blocks; b += 32) {
+  if constexpr (experts > PlanTuning::direct) {
+    for (int e = threadIdx.x; e < experts; e += PlanTuning::threads) {
+      shared.total[e] = e < a.num_experts ? a.workspace[int64_t(a.num_experts) * blocks + e] : 0;
+      shared.next[e] = e < a.num_experts ? a.workspace[int64_t(e) * blocks + block] : 0;
+    }
+  } else {
+    constexpr int turns = (experts + warps - 1) / warps;  // a warp sums over the blocks for an expert at a time
+    int sum[turns] = {}, below[turns] = {};
+    for (int b = lane; b < blocks; b += 32) {
+#pragma unroll
+      for (int t = 0; t < turns; ++t) {
+        const int e = warp + warps * t;
+        const int count = e < a.num_experts ? a.workspace[int64_t(e) * blocks + b] : 0;
+        sum[t] += count;
+        below[t] += b < block ? count : 0;
+      }
+    }
 #pragma unroll
     for (int t = 0; t < turns; ++t) {
-      const int e = warp + warps * t;
-      const int count = e < a.num_experts ? a.workspace[int64_t(e) * blocks + b] : 0;
-      sum[t] += count;
-      below[t] += b < block ? count : 0;
+      sum[t] = sum_of_lanes<32>(sum[t]);
+      below[t] = sum_of_lanes<32>(below[t]);
+      if (lane == 0 && warp + warps * t < experts) {
+        shared.total[warp + warps * t] = sum[t];
+        shared.next[warp + warps * t] = below[t];
+      }
     }
   }
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2)
-#pragma unroll
-    for (int t = 0; t < turns; ++t) {
-      sum[t] += __shfl_xor_sync(whole_warp, sum[t], offset);
-      below[t] += __shfl_xor_sync(whole_warp, below[t], offset);
-    }
-#pragma unroll
-  for (int t = 0; t < turns; ++t)
-    if (lane == 0 && warp + warps * t < experts) {
-      shared.total[warp + warps * t] = sum[t];
-      shared.next[warp + warps * t] = below[t];
-    }
   __syncthreads();
   if (warp == 0) {
     scan_experts<experts>(shared.total, shared.begin);
@@ -255,13 +278,14 @@ __global__ void __launch_bounds__(PlanTuning::threads, PlanTuning::blocks) plan_
 
 /// The number of int32 that Plan::workspace must hold.
 inline cudaError_t plan_workspace(int64_t items, int num_experts, int64_t* size) {
-  detail::PlanShape shape;
-  if (const cudaError_t error = detail::plan_shape(items, &shape)) return error;
-  *size = shape.blocks == 1 ? 0 : int64_t(shape.blocks) * num_experts;
+  detail::PlanShape shape{};
+  if (items > 0)
+    if (const cudaError_t error = detail::plan_shape(items, &shape)) return error;
+  *size = shape.blocks <= 1 ? 0 : int64_t(shape.blocks + 1) * num_experts;
   return cudaSuccess;
 }
 
-/// Launches one or two kernels.
+/// Launches one to three kernels.
 inline cudaError_t plan(const Plan& a, cudaStream_t stream) {
   if (a.items == 0) return cudaMemsetAsync(a.offsets, 0, sizeof(int32_t) * (a.num_experts + 1), stream);
   detail::PlanShape shape;
@@ -273,6 +297,11 @@ inline cudaError_t plan(const Plan& a, cudaStream_t stream) {
     } else {
       detail::plan_count<Bits><<<shape.blocks, threads, 0, stream>>>(a, shape.chunk);
       if (const cudaError_t error = cudaGetLastError()) return error;
+      if constexpr (1 << Bits > detail::PlanTuning::direct) {
+        constexpr int each = detail::PlanTuning::scan_threads / 32;
+        detail::plan_scan<<<(a.num_experts + each - 1) / each, detail::PlanTuning::scan_threads, 0, stream>>>(
+            a.workspace, a.num_experts, shape.blocks);
+      }
       detail::plan_place<Bits><<<shape.blocks, threads, 0, stream>>>(a, shape.chunk);
     }
     return cudaGetLastError();

@@ -9,9 +9,10 @@ struct RowTuning {
   static constexpr int few_slots = 2;         // slots a row whose places stay in registers
   static constexpr int many_slots = 8;        // likewise; further slots are taken in turns of as many
   static constexpr int64_t busy_blocks = 2048;  // below, long rows are split over several blocks
+  static constexpr int ahead = 4;  // vectors that a lane fetches before it writes them
   /// Blocks a multiprocessor, at least: bounds the registers.
   template <int Slots>
-  static constexpr int blocks = Slots <= few_slots ? 6 : 2;
+  static constexpr int blocks = Slots <= few_slots ? 5 : 2;
 };
 
 /// `lanes` neighbouring lanes take a row (a power of two, at most a warp), grid.y shares of the row's vectors.

@@ -31,13 +31,14 @@ __device__ __forceinline__ unsigned ordered(float x) {
 }
 
 /// x / by, rounded as IEEE division rounds, from the reciprocal of `by`, for x in [0, 1] and by in [1, 2^24]: two
-/// corrections in place of the two slow instructions and the branch that every division takes.
+/// corrections in place of the two slow instructions and the branch that every division takes. Not for `tiny` x, with
+/// which the corrections would leave the range of normal numbers.
 __device__ __forceinline__ float divide(float x, float by, float reciprocal) {
-  if (x < 1e-30f && x > 0.0f) return x / by;  // the corrections would leave the range of normal numbers
   float q = x * reciprocal;
   q = fmaf(fmaf(-q, by, x), reciprocal, q);
   return fmaf(fmaf(-q, by, x), reciprocal, q);
 }
+__device__ __forceinline__ bool tiny(float x) { return x > 0.0f && x < 1e-30f; }
 
 /// The sum over a row whose expert lane + Lanes * j is x[j].
 template <int Lanes>
@@ -93,38 +94,58 @@ __global__ void __launch_bounds__(SelectTuning::threads, resident<SelectTuning::
       __syncthreads();
     }
     float* own = rows + group * stride;
-    const auto logit = [&](int e) {
-      const float x = staged ? own[e] : a.logits[n * a.experts + e];
-      return a.logit_bias ? x + a.logit_bias[e] : x;
-    };
+    const float* logits = staged ? own : a.logits + n * a.experts;
 
+    // Loads first and conditions that hold for all rows outside of the loops, so that the loads are in flight together.
     float score[per_lane], top = 0.0f, total = 1.0f, reciprocal = 1.0f;
 #pragma unroll
     for (int j = 0; j < per_lane; ++j) {
       const int e = lane + Lanes * j;
-      score[j] = e < a.experts ? logit(e) : -INFINITY;
+      score[j] = e < a.experts ? logits[e] : -INFINITY;
+    }
+    if (a.logit_bias) {
+#pragma unroll
+      for (int j = 0; j < per_lane; ++j)
+        if (const int e = lane + Lanes * j; e < a.experts) score[j] += a.logit_bias[e];
     }
     if (softmax) {
       top = score[0];
 #pragma unroll
       for (int j = 1; j < per_lane; ++j) top = fmaxf(top, score[j]);
       top = max_of_lanes<Lanes>(top);
+      bool any_tiny = false;
 #pragma unroll
-      for (int j = 0; j < per_lane; ++j) score[j] = expf(score[j] - top);
+      for (int j = 0; j < per_lane; ++j) {
+        score[j] = expf(score[j] - top);
+        any_tiny |= tiny(score[j]);
+      }
       total = sum_of_row<Lanes>(score);
       reciprocal = 1.0f / total;
+      if (any_tiny) {
+#pragma unroll
+        for (int j = 0; j < per_lane; ++j) score[j] = score[j] / total;
+      } else {
+#pragma unroll
+        for (int j = 0; j < per_lane; ++j) score[j] = divide(score[j], total, reciprocal);
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < per_lane; ++j) score[j] = 1.0f / (1.0f + expf(-score[j]));
     }
-    const auto finish = [&](float x) { return softmax ? divide(x, total, reciprocal) : 1.0f / (1.0f + expf(-x)); };
     unsigned key[per_lane];
+#pragma unroll
+    for (int j = 0; j < per_lane; ++j) key[j] = __float_as_uint(score[j]);
+    if (a.selection_bias) {
+#pragma unroll
+      for (int j = 0; j < per_lane; ++j)
+        if (const int e = lane + Lanes * j; e < a.experts)
+          key[j] = __float_as_uint(score[j] + a.selection_bias[e]);
+    }
 #pragma unroll
     for (int j = 0; j < per_lane; ++j) {
       const int e = lane + Lanes * j;
-      key[j] = 0;
-      if (e < a.experts) {
-        score[j] = finish(score[j]);
-        key[j] = ordered(a.selection_bias ? score[j] + a.selection_bias[e] : score[j]);
-        if (!staged && live) a.scores[n * a.experts + e] = score[j];
-      }
+      key[j] = e < a.experts ? ordered(__uint_as_float(key[j])) : 0;
+      if (!staged && live && e < a.experts) a.scores[n * a.experts + e] = score[j];
     }
 
     int chosen[lane_slots];
@@ -157,8 +178,9 @@ __global__ void __launch_bounds__(SelectTuning::threads, resident<SelectTuning::
 #pragma unroll
     for (int i = 0; i < lane_slots; ++i) {
       if (lane + i * Lanes >= a.per_row) continue;
-      x[i] = logit(chosen[i]);
-      weight[i] = finish(softmax ? expf(x[i] - top) : x[i]);
+      x[i] = logits[chosen[i]];
+      if (a.logit_bias) x[i] += a.logit_bias[chosen[i]];
+      weight[i] = softmax ? expf(x[i] - top) / total : 1.0f / (1.0f + expf(-x[i]));
       best = fmaxf(best, x[i]);
       sum += weight[i];
     }
