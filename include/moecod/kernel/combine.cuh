@@ -11,7 +11,7 @@ namespace moecod::kernel {
 namespace detail {
 
 template <class T, int V, int Slots>
-__global__ void __launch_bounds__(RowTuning::threads, resident<RowTuning::threads, RowTuning::blocks<Slots>>)
+__global__ void __launch_bounds__(RowTuning::threads, RowTuning::forward<Slots>)
     combine_forward(const Combine a, int lanes, int vectors) {
   using Vector = Pack<T, V>;
   const int lane = threadIdx.x & (lanes - 1);
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(RowTuning::threads, resident<RowTuning::thread
 }
 
 template <class T, int V, int Slots>
-__global__ void __launch_bounds__(RowTuning::threads, resident<RowTuning::threads, RowTuning::blocks<Slots>>)
+__global__ void __launch_bounds__(RowTuning::threads, RowTuning::backward<Slots>)
     combine_backward(const CombineBackward a, int lanes, int vectors) {
   using Vector = Pack<T, V>;
   const int lane = threadIdx.x & (lanes - 1);

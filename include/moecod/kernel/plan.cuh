@@ -23,7 +23,7 @@ struct PlanTuning {
   static constexpr int scan_threads = 128;
   static constexpr int batches = 8;  // of 32 slots, a warp and tile
   static constexpr int tile = threads * batches;
-  static constexpr int blocks = 3;  // a multiprocessor
+  static constexpr int blocks = 4;  // a multiprocessor
   static constexpr int direct = 32;  // experts whose counts every block sums by itself
 };
 

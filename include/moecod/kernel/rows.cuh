@@ -12,7 +12,9 @@ struct RowTuning {
   static constexpr int ahead = 4;  // vectors that a lane fetches before it writes them
   /// Blocks a multiprocessor, at least: bounds the registers.
   template <int Slots>
-  static constexpr int blocks = Slots <= few_slots ? 5 : 2;
+  static constexpr int forward = resident<threads, Slots <= few_slots ? 6 : 2>;
+  template <int Slots>
+  static constexpr int backward = resident<threads, Slots <= few_slots ? 5 : 2>;
 };
 
 /// `lanes` neighbouring lanes take a row (a power of two, at most a warp), grid.y shares of the row's vectors.
@@ -25,11 +27,9 @@ inline RowShape row_shape(int64_t rows, int64_t vectors) {
   RowShape shape;
   if (vectors < 8) {
     for (shape.lanes = 1; shape.lanes < vectors;) shape.lanes *= 2;
-  } else {  // the most lanes with the fewest idle ones
-    int64_t idle = INT64_MAX;
-    for (int lanes : {32, 16, 8})
-      if (const int64_t left = (vectors + lanes - 1) / lanes * lanes - vectors; left < idle)
-        idle = left, shape.lanes = lanes;
+  } else {  // the most lanes of which at most a quarter idles, so that a row is read and written in long pieces
+    const auto idle = [&](int lanes) { return (vectors + lanes - 1) / lanes * lanes - vectors; };
+    while (shape.lanes > 8 && 3 * idle(shape.lanes) > vectors) shape.lanes /= 2;
   }
   const int64_t groups = RowTuning::threads / shape.lanes, blocks = (rows + groups - 1) / groups;
   const int64_t most = (vectors + 4 * shape.lanes - 1) / (4 * shape.lanes);  // at least four vectors a lane

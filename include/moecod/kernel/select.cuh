@@ -8,7 +8,7 @@
 ///     chosen = the K largest of scores + selection_bias, ties to the lower index
 ///     weights by the gate; counts[e] = rows that chose e
 ///
-/// A group of lanes takes a row, eight experts a lane, and finds the best K times. Sums over a row are added in the
+/// A group of lanes takes a row, eight or sixteen experts a lane, and finds the best K times. Sums over a row are added in the
 /// order in which LibTorch's softmax adds them, so the scores, and with them the choice, are its bit for bit.
 /// Counts are sums of integers, whatever order the blocks come in. Bytes: logits once, scores once, and the [N, K].
 namespace moecod::kernel {
@@ -17,11 +17,13 @@ namespace detail {
 
 struct SelectTuning {
   static constexpr int threads = 256;
-  /// Blocks a multiprocessor: bounds the registers.
-  template <int Lanes>
-  static constexpr int blocks = Lanes <= 4 ? 4 : 5;
-  static constexpr int per_lane = 8;  // experts
   static constexpr int staged_lanes = 4;
+  /// Blocks a multiprocessor: bounds the registers.
+  template <int Lanes, int PerLane>
+  static constexpr int blocks = PerLane > 8 ? 3 : Lanes <= staged_lanes ? 4 : 5;
+  template <int Lanes, int PerLane>
+  static constexpr int forward = resident<threads, blocks<Lanes, PerLane>>;
+  static constexpr int backward_blocks = 4;
 };
 
 /// Unsigned integers in the order of floats, above 0; NaN comes first, as in a descending sort of LibTorch.
@@ -41,9 +43,8 @@ __device__ __forceinline__ float divide(float x, float by, float reciprocal) {
 __device__ __forceinline__ bool tiny(float x) { return x > 0.0f && x < 1e-30f; }
 
 /// The sum over a row whose expert lane + Lanes * j is x[j].
-template <int Lanes>
-__device__ __forceinline__ float sum_of_row(const float (&x)[SelectTuning::per_lane]) {
-  constexpr int per_lane = SelectTuning::per_lane;
+template <int Lanes, int per_lane>
+__device__ __forceinline__ float sum_of_row(const float (&x)[per_lane]) {
   // LibTorch has 32 lanes, each of which adds its experts in order before the lanes are added by halving.
   constexpr int columns = Lanes * per_lane < 32 ? per_lane : 32 / Lanes;
   float column[columns];
@@ -60,106 +61,107 @@ __device__ __forceinline__ float sum_of_row(const float (&x)[SelectTuning::per_l
   return sum_of_lanes<Lanes>(column[0]);
 }
 
-template <int Lanes, int MaxK>
-__global__ void __launch_bounds__(SelectTuning::threads, resident<SelectTuning::threads, SelectTuning::blocks<Lanes>>)
+/// Full: E is Lanes * PerLane, so no lane has to ask whether it has an expert.
+template <int Lanes, int PerLane, int MaxK, bool Full>
+__global__ void __launch_bounds__(SelectTuning::threads, SelectTuning::forward<Lanes, PerLane>)
     select_forward(const SelectForward a) {
-  constexpr int threads = SelectTuning::threads, per_lane = SelectTuning::per_lane, groups = threads / Lanes;
-  constexpr int lane_slots = (MaxK + Lanes - 1) / Lanes;  // slots of a row that one lane finishes
+  constexpr int warps = SelectTuning::threads / 32, per_warp = 32 / Lanes;  // rows
+  constexpr int lane_slots = (MaxK + Lanes - 1) / Lanes;                    // slots of a row that one lane finishes
   // Short rows go through shared memory: their lanes would fetch and write small pieces.
   constexpr bool staged = Lanes <= SelectTuning::staged_lanes;
-  __shared__ float rows[staged ? groups * (Lanes * per_lane + 1) : 1];
-  __shared__ int histogram[Lanes * per_lane];
-  for (int e = threadIdx.x; e < a.experts; e += threads) histogram[e] = 0;
+  __shared__ float rows[staged ? warps : 1][staged ? per_warp * (Lanes * PerLane + 1) : 1];
+  __shared__ int histogram[Lanes * PerLane];
+  for (int e = threadIdx.x; e < a.experts; e += SelectTuning::threads) histogram[e] = 0;
   __syncthreads();
 
-  const int lane = threadIdx.x % Lanes, group = threadIdx.x / Lanes;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % Lanes, group = threadIdx.x % 32 / Lanes;
   const int stride = a.experts | 1;  // odd, against bank conflicts
+  float* stage = rows[staged ? warp : 0];
   const bool softmax = a.gate != Gate::sigmoid;
-  for (int64_t first = int64_t(blockIdx.x) * groups; first < a.rows; first += int64_t(gridDim.x) * groups) {
+  const auto there = [&](int j) { return Full || lane + Lanes * j < a.experts; };
+  const int64_t step = int64_t(gridDim.x) * warps * per_warp;
+  for (int64_t first = (int64_t(blockIdx.x) * warps + warp) * per_warp; first < a.rows; first += step) {
     const bool live = first + group < a.rows;  // all lanes stay for the shuffles
     const int64_t n = live ? first + group : a.rows - 1;
-    // Calls f(element of the block's rows, its place in shared memory) for this thread's share.
+    // Calls f(element of the warp's rows, its place in shared memory) for this thread's share.
     const auto for_each_element = [&](auto&& f) {
-      const int size = static_cast<int>(a.rows - first < groups ? a.rows - first : groups) * a.experts;
-      int row = threadIdx.x / a.experts, e = threadIdx.x % a.experts;
-      for (int i = threadIdx.x; i < size; i += threads) {
+      const int size = static_cast<int>(a.rows - first < per_warp ? a.rows - first : per_warp) * a.experts;
+      int row = threadIdx.x % 32 / a.experts, e = threadIdx.x % 32 % a.experts;
+      for (int i = threadIdx.x % 32; i < size; i += 32) {
         f(first * a.experts + i, row * stride + e);
-        row += threads / a.experts;
-        e += threads % a.experts;
+        row += 32 / a.experts;
+        e += 32 % a.experts;
         if (e >= a.experts) e -= a.experts, ++row;
       }
     };
     if constexpr (staged) {
-      for_each_element([&](int64_t from, int to) { rows[to] = a.logits[from]; });
-      __syncthreads();
+      for_each_element([&](int64_t from, int to) { stage[to] = a.logits[from]; });
+      __syncwarp();
     }
-    float* own = rows + group * stride;
+    float* own = stage + group * stride;
     const float* logits = staged ? own : a.logits + n * a.experts;
 
     // Loads first and conditions that hold for all rows outside of the loops, so that the loads are in flight together.
-    float score[per_lane], top = 0.0f, total = 1.0f, reciprocal = 1.0f;
+    float score[PerLane], top = 0.0f, total = 1.0f;
 #pragma unroll
-    for (int j = 0; j < per_lane; ++j) {
-      const int e = lane + Lanes * j;
-      score[j] = e < a.experts ? logits[e] : -INFINITY;
-    }
+    for (int j = 0; j < PerLane; ++j) score[j] = there(j) ? logits[lane + Lanes * j] : -INFINITY;
     if (a.logit_bias) {
 #pragma unroll
-      for (int j = 0; j < per_lane; ++j)
-        if (const int e = lane + Lanes * j; e < a.experts) score[j] += a.logit_bias[e];
+      for (int j = 0; j < PerLane; ++j)
+        if (there(j)) score[j] += a.logit_bias[lane + Lanes * j];
     }
     if (softmax) {
       top = score[0];
 #pragma unroll
-      for (int j = 1; j < per_lane; ++j) top = fmaxf(top, score[j]);
+      for (int j = 1; j < PerLane; ++j) top = fmaxf(top, score[j]);
       top = max_of_lanes<Lanes>(top);
       bool any_tiny = false;
 #pragma unroll
-      for (int j = 0; j < per_lane; ++j) {
+      for (int j = 0; j < PerLane; ++j) {
         score[j] = expf(score[j] - top);
         any_tiny |= tiny(score[j]);
       }
       total = sum_of_row<Lanes>(score);
-      reciprocal = 1.0f / total;
+      const float reciprocal = 1.0f / total;
       if (any_tiny) {
 #pragma unroll
-        for (int j = 0; j < per_lane; ++j) score[j] = score[j] / total;
+        for (int j = 0; j < PerLane; ++j)
+          score[j] = tiny(score[j]) ? score[j] / total : divide(score[j], total, reciprocal);
       } else {
 #pragma unroll
-        for (int j = 0; j < per_lane; ++j) score[j] = divide(score[j], total, reciprocal);
+        for (int j = 0; j < PerLane; ++j) score[j] = divide(score[j], total, reciprocal);
       }
     } else {
 #pragma unroll
-      for (int j = 0; j < per_lane; ++j) score[j] = 1.0f / (1.0f + expf(-score[j]));
+      for (int j = 0; j < PerLane; ++j) score[j] = 1.0f / (1.0f + expf(-score[j]));
     }
-    unsigned key[per_lane];
+    if (!staged && live) {
 #pragma unroll
-    for (int j = 0; j < per_lane; ++j) key[j] = __float_as_uint(score[j]);
-    if (a.selection_bias) {
-#pragma unroll
-      for (int j = 0; j < per_lane; ++j)
-        if (const int e = lane + Lanes * j; e < a.experts)
-          key[j] = __float_as_uint(score[j] + a.selection_bias[e]);
-    }
-#pragma unroll
-    for (int j = 0; j < per_lane; ++j) {
-      const int e = lane + Lanes * j;
-      key[j] = e < a.experts ? ordered(__uint_as_float(key[j])) : 0;
-      if (!staged && live && e < a.experts) a.scores[n * a.experts + e] = score[j];
+      for (int j = 0; j < PerLane; ++j)
+        if (there(j)) a.scores[n * a.experts + lane + Lanes * j] = score[j];
     }
 
+    unsigned key[PerLane];  // in the order of what is chosen by; 0: not to be chosen
+    if (a.selection_bias) {
+#pragma unroll
+      for (int j = 0; j < PerLane; ++j)
+        key[j] = there(j) ? ordered(score[j] + a.selection_bias[lane + Lanes * j]) : 0;
+    } else {
+#pragma unroll
+      for (int j = 0; j < PerLane; ++j) key[j] = there(j) ? __float_as_uint(score[j]) + 1 : 0;  // no score is negative
+    }
     int chosen[lane_slots];
 #pragma unroll
     for (int k = 0; k < MaxK; ++k) {
       if (k >= a.per_row) break;
       unsigned best = key[0];
 #pragma unroll
-      for (int j = 1; j < per_lane; ++j) best = max(best, key[j]);
+      for (int j = 1; j < PerLane; ++j) best = max(best, key[j]);
       best = max_of_lanes<Lanes>(best);
       // Every lane takes its first expert of that key out; those whose index is not the lowest put it back.
       int mine = -1;
 #pragma unroll
-      for (int j = 0; j < per_lane; ++j)
+      for (int j = 0; j < PerLane; ++j)
         if (mine < 0 && key[j] == best) {
           mine = lane + Lanes * j;
           key[j] = 0;
@@ -167,63 +169,59 @@ __global__ void __launch_bounds__(SelectTuning::threads, resident<SelectTuning::
       const int e = min_of_lanes<Lanes>(mine < 0 ? INT_MAX : mine);
       if (mine >= 0 && mine != e) {
 #pragma unroll
-        for (int j = 0; j < per_lane; ++j)
+        for (int j = 0; j < PerLane; ++j)
           if (mine == lane + Lanes * j) key[j] = best;
       }
       if (lane == k % Lanes) chosen[k / Lanes] = e;
     }
 
-    // Slot k is finished by lane k % Lanes.
-    float x[lane_slots], weight[lane_slots], best = -INFINITY, sum = 0.0f;
+    // Slot k is finished by lane k % Lanes. x: what the weights are made of.
+    float x[lane_slots], largest = -INFINITY, by = 0.0f;
 #pragma unroll
     for (int i = 0; i < lane_slots; ++i) {
+      x[i] = 0.0f;
       if (lane + i * Lanes >= a.per_row) continue;
       x[i] = logits[chosen[i]];
       if (a.logit_bias) x[i] += a.logit_bias[chosen[i]];
-      weight[i] = softmax ? expf(x[i] - top) / total : 1.0f / (1.0f + expf(-x[i]));
-      best = fmaxf(best, x[i]);
-      sum += weight[i];
+      largest = fmaxf(largest, x[i]);
     }
-    if (a.gate == Gate::top_k_softmax) {
-      best = max_of_lanes<Lanes>(best);
-      sum = 0.0f;
+    if (a.gate == Gate::top_k_softmax) top = max_of_lanes<Lanes>(largest);
 #pragma unroll
-      for (int i = 0; i < lane_slots; ++i) {
-        if (lane + i * Lanes >= a.per_row) continue;
-        weight[i] = expf(x[i] - best);
-        sum += weight[i];
-      }
+    for (int i = 0; i < lane_slots; ++i) {
+      if (lane + i * Lanes >= a.per_row) continue;
+      x[i] = softmax ? expf(x[i] - top) : 1.0f / (1.0f + expf(-x[i]));
+      by += x[i];
     }
-    const float by = a.gate == Gate::softmax_top_k ? 1.0f : fmaxf(sum_of_lanes<Lanes>(sum), 1e-20f);
+    by = a.gate == Gate::softmax_top_k ? total : fmaxf(sum_of_lanes<Lanes>(by), 1e-20f);
 #pragma unroll
     for (int i = 0; i < lane_slots; ++i) {
       const int k = lane + i * Lanes;
       if (k >= a.per_row || !live) continue;
       a.chosen[n * a.per_row + k] = chosen[i];
-      a.weights[n * a.per_row + k] = weight[i] / by;
+      a.weights[n * a.per_row + k] = x[i] / by;
       atomicAdd(&histogram[chosen[i]], 1);
     }
 
     if constexpr (staged) {
       __syncwarp();  // the group has read its logits
 #pragma unroll
-      for (int j = 0; j < per_lane; ++j)
-        if (const int e = lane + Lanes * j; e < a.experts && live) own[e] = score[j];
-      __syncthreads();
-      for_each_element([&](int64_t to, int from) { a.scores[to] = rows[from]; });
-      __syncthreads();
+      for (int j = 0; j < PerLane; ++j)
+        if (there(j)) own[lane + Lanes * j] = score[j];
+      __syncwarp();
+      for_each_element([&](int64_t to, int from) { a.scores[to] = stage[from]; });
+      __syncwarp();
     }
   }
 
   __syncthreads();
-  for (int e = threadIdx.x; e < a.experts; e += threads)
+  for (int e = threadIdx.x; e < a.experts; e += SelectTuning::threads)
     if (histogram[e] > 0) atomicAdd(reinterpret_cast<unsigned long long*>(a.counts) + e, histogram[e]);
 }
 
-template <int Lanes>
-__global__ void __launch_bounds__(SelectTuning::threads, resident<SelectTuning::threads, SelectTuning::blocks<1>>)
+template <int Lanes, int per_lane>
+__global__ void __launch_bounds__(SelectTuning::threads, resident<SelectTuning::threads, SelectTuning::backward_blocks>)
     select_backward(const SelectBackward a) {
-  constexpr int per_lane = SelectTuning::per_lane, groups = SelectTuning::threads / Lanes;
+  constexpr int groups = SelectTuning::threads / Lanes;
   constexpr int lane_slots = (max_per_row + Lanes - 1) / Lanes;
   const int lane = threadIdx.x % Lanes, group = threadIdx.x / Lanes;
   const bool all_scores = a.d_scores || a.gate == Gate::softmax_top_k;  // else only those of the chosen count
@@ -301,16 +299,15 @@ __global__ void __launch_bounds__(SelectTuning::threads, resident<SelectTuning::
   }
 }
 
-/// Calls f with the number of lanes that a row of `experts` takes, as a constant.
+/// Calls f with the lanes that a row of `experts` takes and the experts of a lane, as constants.
 template <class F>
 cudaError_t with_lanes(int experts, F&& f) {
-  constexpr int per_lane = SelectTuning::per_lane;
-  if (experts <= 1 * per_lane) return f.template operator()<1>();
-  if (experts <= 2 * per_lane) return f.template operator()<2>();
-  if (experts <= 4 * per_lane) return f.template operator()<4>();
-  if (experts <= 8 * per_lane) return f.template operator()<8>();
-  if (experts <= 16 * per_lane) return f.template operator()<16>();
-  return f.template operator()<32>();
+  if (experts <= 8) return f.template operator()<1, 8>();
+  if (experts <= 16) return f.template operator()<2, 8>();
+  if (experts <= 32) return f.template operator()<4, 8>();
+  if (experts <= 64) return f.template operator()<8, 8>();
+  if (experts <= 128) return f.template operator()<8, 16>();
+  return f.template operator()<16, 16>();
 }
 
 /// Enough blocks for the rows, and no more than run at once.
@@ -329,14 +326,18 @@ inline cudaError_t select_blocks(int64_t rows, int lanes, int per_multiprocessor
 inline cudaError_t select_forward(const SelectForward& a, cudaStream_t stream) {
   if (const cudaError_t error = cudaMemsetAsync(a.counts, 0, sizeof(int64_t) * a.experts, stream)) return error;
   if (a.rows == 0) return cudaSuccess;
-  return detail::with_lanes(a.experts, [&]<int Lanes>() {
+  return detail::with_lanes(a.experts, [&]<int Lanes, int PerLane>() {
+    using detail::SelectTuning;
     unsigned blocks = 0;
-    if (const cudaError_t error = detail::select_blocks(a.rows, Lanes, detail::SelectTuning::blocks<Lanes>, &blocks))
+    if (const cudaError_t error =
+            detail::select_blocks(a.rows, Lanes, SelectTuning::blocks<Lanes, PerLane>, &blocks))
       return error;
-    const auto kernel = a.per_row <= 2   ? detail::select_forward<Lanes, 2>
-                        : a.per_row <= 4 ? detail::select_forward<Lanes, 4>
-                                         : detail::select_forward<Lanes, max_per_row>;
-    kernel<<<blocks, detail::SelectTuning::threads, 0, stream>>>(a);
+    const bool full = a.experts == Lanes * PerLane, few = a.per_row <= 2;
+    const auto kernel = full ? (few ? detail::select_forward<Lanes, PerLane, 2, true>
+                                    : detail::select_forward<Lanes, PerLane, max_per_row, true>)
+                             : (few ? detail::select_forward<Lanes, PerLane, 2, false>
+                                    : detail::select_forward<Lanes, PerLane, max_per_row, false>);
+    kernel<<<blocks, SelectTuning::threads, 0, stream>>>(a);
     return cudaGetLastError();
   });
 }
@@ -344,11 +345,12 @@ inline cudaError_t select_forward(const SelectForward& a, cudaStream_t stream) {
 /// Launches one kernel.
 inline cudaError_t select_backward(const SelectBackward& a, cudaStream_t stream) {
   if (a.rows == 0) return cudaSuccess;
-  return detail::with_lanes(a.experts, [&]<int Lanes>() {
+  return detail::with_lanes(a.experts, [&]<int Lanes, int PerLane>() {
+    using detail::SelectTuning;
     unsigned blocks = 0;
-    if (const cudaError_t error = detail::select_blocks(a.rows, Lanes, detail::SelectTuning::blocks<1>, &blocks))
+    if (const cudaError_t error = detail::select_blocks(a.rows, Lanes, SelectTuning::backward_blocks, &blocks))
       return error;
-    detail::select_backward<Lanes><<<blocks, detail::SelectTuning::threads, 0, stream>>>(a);
+    detail::select_backward<Lanes, PerLane><<<blocks, SelectTuning::threads, 0, stream>>>(a);
     return cudaGetLastError();
   });
 }
