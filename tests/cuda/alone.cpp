@@ -32,9 +32,9 @@ template <class T>
 class Array {
  public:
   explicit Array(std::size_t size) : size_(size) {
-    T* data = nullptr;
+    void* data = nullptr;
     check(cudaMalloc(&data, size * sizeof(T) + 1), "cudaMalloc");
-    data_.reset(data, [](T* p) { cudaFree(p); });
+    data_.reset(static_cast<T*>(data), [](T* p) { cudaFree(p); });
   }
   explicit Array(const std::vector<T>& from) : Array(from.size()) {
     check(cudaMemcpy(data(), from.data(), size_ * sizeof(T), cudaMemcpyHostToDevice), "copy to the device");

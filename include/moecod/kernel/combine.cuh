@@ -145,7 +145,7 @@ inline cudaError_t combine_forward(const Combine& a, cudaStream_t stream) {
   if (a.rows == 0 || a.width == 0) return cudaSuccess;
   const auto launch = [&]<class T, int V>() {
     const int64_t vectors = a.width / V;
-    const detail::RowShape shape = detail::row_shape(a.rows, vectors);
+    const detail::RowShape shape = detail::row_shape(a.rows, vectors, /*long_pieces=*/false);
     const auto kernel = a.slots <= detail::RowTuning::few_slots
                             ? detail::combine_forward<T, V, detail::RowTuning::few_slots>
                             : detail::combine_forward<T, V, detail::RowTuning::many_slots>;
@@ -162,7 +162,7 @@ inline int combine_backward_splits(const CombineBackward& a) {
     detail::with_vectors(
         a.type, a.width,
         [&]<class T, int V>() {
-          splits = static_cast<int>(detail::row_shape(a.rows, a.width / V).grid.y);
+          splits = static_cast<int>(detail::row_shape(a.rows, a.width / V, /*long_pieces=*/true).grid.y);
           return cudaSuccess;
         },
         a.grad, a.sorted, a.d_sorted);
@@ -176,7 +176,7 @@ inline cudaError_t combine_backward(const CombineBackward& a, cudaStream_t strea
     return a.d_weights ? cudaMemsetAsync(a.d_weights, 0, sizeof(float) * a.rows * a.slots, stream) : cudaSuccess;
   const auto launch = [&]<class T, int V>() {
     const int64_t vectors = a.width / V;
-    const detail::RowShape shape = detail::row_shape(a.rows, vectors);
+    const detail::RowShape shape = detail::row_shape(a.rows, vectors, /*long_pieces=*/true);
     const auto kernel = a.slots <= detail::RowTuning::few_slots
                             ? detail::combine_backward<T, V, detail::RowTuning::few_slots>
                             : detail::combine_backward<T, V, detail::RowTuning::many_slots>;

@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(RowTuning::threads) gather(const Gather a, int
 template <class Vector>
 cudaError_t launch_gather(const Gather& a, cudaStream_t stream) {
   const int64_t vectors = a.row_bytes / int64_t(sizeof(Vector));
-  const RowShape shape = row_shape(a.rows, vectors);
+  const RowShape shape = row_shape(a.rows, vectors, /*long_pieces=*/true);
   const auto kernel =
       a.slots <= RowTuning::few_slots ? gather<Vector, RowTuning::few_slots> : gather<Vector, RowTuning::many_slots>;
   kernel<<<shape.grid, RowTuning::threads, 0, stream>>>(a, shape.lanes, static_cast<int>(vectors));

@@ -8,7 +8,7 @@
 /// counts of the chunks before and of the experts below, which tells where the chunk's first slot of each expert goes,
 /// and then places its slots, a tile at a time: ranks within a warp, sums over the warps, and the tile sorted in shared
 /// memory, so that `order` is written in runs. Who shares a lane's expert is found by one ballot for each bit of the
-/// expert's index: the cost does not depend on the load. Counts are sums of integers, so the order in which they were
+/// expert's index, so the cost does not depend on the load. Counts are sums of integers, so the order in which they were
 /// added does not show; nothing else is atomic.
 /// Up to one tile this is one launch, else two, or three with more than
 /// 32 experts, whose counts a kernel of its own sums. Bytes: slots in twice (the second time mostly from L2), order and
@@ -125,7 +125,9 @@ __device__ __forceinline__ void place_tile(const Plan& a, int64_t tile, int size
     const int e = code[u];
     const Ballots<Bits> ballots(e, a.num_experts);
     const bool used = ballots.used >> lane & 1;
-    const unsigned peers = ballots.lanes_of(e), before = used ? count[e] : 0, rank = __popc(peers & lower);
+    // The hardware's match takes a turn for each different expert, a ballot one for each bit of its index.
+    const unsigned peers = experts <= 8 ? __match_any_sync(whole_warp, used ? e : -1) : ballots.lanes_of(e);
+    const unsigned before = used ? count[e] : 0, rank = __popc(peers & lower);
     __syncwarp();
     if (used && rank == 0) count[e] = static_cast<uint16_t>(before + __popc(peers));
     __syncwarp();

@@ -23,13 +23,19 @@ struct RowShape {
   dim3 grid;
 };
 
-inline RowShape row_shape(int64_t rows, int64_t vectors) {
+/// `long_pieces`: lanes may idle, so that a row is written in long pieces; else as few as possible do.
+inline RowShape row_shape(int64_t rows, int64_t vectors, bool long_pieces) {
   RowShape shape;
   if (vectors < 8) {
     for (shape.lanes = 1; shape.lanes < vectors;) shape.lanes *= 2;
-  } else {  // the most lanes of which at most a quarter idles, so that a row is read and written in long pieces
+  } else {
     const auto idle = [&](int lanes) { return (vectors + lanes - 1) / lanes * lanes - vectors; };
-    while (shape.lanes > 8 && 3 * idle(shape.lanes) > vectors) shape.lanes /= 2;
+    if (long_pieces) {
+      while (shape.lanes > 8 && 3 * idle(shape.lanes) > vectors) shape.lanes /= 2;
+    } else {
+      for (int lanes : {16, 8})
+        if (idle(lanes) < idle(shape.lanes)) shape.lanes = lanes;
+    }
   }
   const int64_t groups = RowTuning::threads / shape.lanes, blocks = (rows + groups - 1) / groups;
   const int64_t most = (vectors + 4 * shape.lanes - 1) / (4 * shape.lanes);  // at least four vectors a lane

@@ -20,7 +20,7 @@ struct SelectTuning {
   static constexpr int staged_lanes = 4;
   /// Blocks a multiprocessor: bounds the registers.
   template <int Lanes, int PerLane>
-  static constexpr int blocks = PerLane > 8 ? 3 : Lanes <= staged_lanes ? 4 : 5;
+  static constexpr int blocks = PerLane > 8 ? 4 : 5;
   template <int Lanes, int PerLane>
   static constexpr int forward = resident<threads, blocks<Lanes, PerLane>>;
   static constexpr int backward_blocks = 4;
@@ -150,28 +150,37 @@ __global__ void __launch_bounds__(SelectTuning::threads, SelectTuning::forward<L
 #pragma unroll
       for (int j = 0; j < PerLane; ++j) key[j] = there(j) ? __float_as_uint(score[j]) + 1 : 0;  // no score is negative
     }
+    // Neighbouring experts in order of their keys, so that a search sees half of them: first[p] before second[p].
+    constexpr int pairs = PerLane / 2;
+    unsigned first_key[pairs], second_key[pairs];
+    int first_expert[pairs];
+#pragma unroll
+    for (int p = 0; p < pairs; ++p) {
+      const bool swap = key[2 * p + 1] > key[2 * p];
+      first_key[p] = swap ? key[2 * p + 1] : key[2 * p];
+      second_key[p] = swap ? key[2 * p] : key[2 * p + 1];
+      first_expert[p] = lane + Lanes * (swap ? 2 * p + 1 : 2 * p);
+    }
     int chosen[lane_slots];
 #pragma unroll
     for (int k = 0; k < MaxK; ++k) {
       if (k >= a.per_row) break;
-      unsigned best = key[0];
+      unsigned best = first_key[0];
 #pragma unroll
-      for (int j = 1; j < PerLane; ++j) best = max(best, key[j]);
+      for (int p = 1; p < pairs; ++p) best = max(best, first_key[p]);
       best = max_of_lanes<Lanes>(best);
-      // Every lane takes its first expert of that key out; those whose index is not the lowest put it back.
-      int mine = -1;
+      int e = INT_MAX;
 #pragma unroll
-      for (int j = 0; j < PerLane; ++j)
-        if (mine < 0 && key[j] == best) {
-          mine = lane + Lanes * j;
-          key[j] = 0;
+      for (int p = pairs - 1; p >= 0; --p)
+        if (first_key[p] == best) e = first_expert[p];
+      e = min_of_lanes<Lanes>(e);
+#pragma unroll
+      for (int p = 0; p < pairs; ++p)
+        if (first_expert[p] == e) {
+          first_key[p] = second_key[p];
+          first_expert[p] = 2 * lane + Lanes * (4 * p + 1) - e;  // the other of the two
+          second_key[p] = 0;
         }
-      const int e = min_of_lanes<Lanes>(mine < 0 ? INT_MAX : mine);
-      if (mine >= 0 && mine != e) {
-#pragma unroll
-        for (int j = 0; j < PerLane; ++j)
-          if (mine == lane + Lanes * j) key[j] = best;
-      }
       if (lane == k % Lanes) chosen[k / Lanes] = e;
     }
 
