@@ -227,79 +227,83 @@ __global__ void __launch_bounds__(SelectTuning::threads, SelectTuning::forward<L
     if (histogram[e] > 0) atomicAdd(reinterpret_cast<unsigned long long*>(a.counts) + e, histogram[e]);
 }
 
-/// Every expert gets what comes through the scores; then the chosen ones get all of theirs, by the lane of the slot.
-template <int Lanes, int PerLane>
+template <int Lanes, int per_lane>
 __global__ void __launch_bounds__(SelectTuning::threads, resident<SelectTuning::threads, SelectTuning::backward_blocks>)
     select_backward(const SelectBackward a) {
-  constexpr int groups = SelectTuning::threads / Lanes, lane_slots = (max_per_row + Lanes - 1) / Lanes;
+  constexpr int groups = SelectTuning::threads / Lanes;
+  constexpr int lane_slots = (max_per_row + Lanes - 1) / Lanes;
   const int lane = threadIdx.x % Lanes, group = threadIdx.x / Lanes;
-  const bool softmax = a.gate != Gate::sigmoid;
-  // Gradients of the weights alone reach the chosen only, unless the weights are scores of a softmax over all.
-  const bool all_scores = a.d_scores || a.gate == Gate::softmax_top_k;
+  const bool all_scores = a.d_scores || a.gate == Gate::softmax_top_k;  // else only those of the chosen count
   for (int64_t first = int64_t(blockIdx.x) * groups; first < a.rows; first += int64_t(gridDim.x) * groups) {
-    const bool live = first + group < a.rows;  // all lanes stay for the shuffles
+    const bool live = first + group < a.rows;
     const int64_t n = live ? first + group : a.rows - 1;
-    const float *scores = a.scores + n * a.experts, *d_scores = a.d_scores + n * a.experts;
+    const float* scores = a.scores + n * a.experts;
 
-    float score[PerLane] = {}, grad[PerLane] = {};
-    if (all_scores) {
+    float score[per_lane], grad[per_lane];  // grad: of the scores
 #pragma unroll
-      for (int j = 0; j < PerLane; ++j)
-        if (const int e = lane + Lanes * j; e < a.experts) score[j] = scores[e];
-    }
-    if (a.d_scores) {
-#pragma unroll
-      for (int j = 0; j < PerLane; ++j)
-        if (const int e = lane + Lanes * j; e < a.experts) grad[j] = d_scores[e];
+    for (int j = 0; j < per_lane; ++j) {
+      const int e = lane + Lanes * j;
+      const bool there = e < a.experts;
+      score[j] = there && all_scores ? scores[e] : 0.0f;
+      grad[j] = there && a.d_scores ? a.d_scores[n * a.experts + e] : 0.0f;
     }
 
-    // What a slot's weight adds: to the gradient of its score, or under top_k_softmax of its logit.
+    // What the weights add to a chosen expert's score, or under top_k_softmax to its logit.
     int chosen[lane_slots];
-    float chosen_score[lane_slots], weight[lane_slots], more[lane_slots], total = 0.0f, product = 0.0f;
+    float weight[lane_slots], extra[lane_slots], total = 0.0f, product = 0.0f;
 #pragma unroll
     for (int i = 0; i < lane_slots; ++i) {
       const int k = lane + i * Lanes;
       const bool there = k < a.per_row && a.d_weights;
       chosen[i] = there ? a.chosen[n * a.per_row + k] : -1;
       weight[i] = there ? a.weights[n * a.per_row + k] : 0.0f;
-      more[i] = there ? a.d_weights[n * a.per_row + k] : 0.0f;
-      chosen_score[i] = there ? scores[chosen[i]] : 0.0f;
-      product += more[i] * weight[i];
-      total += chosen_score[i];
+      extra[i] = there ? a.d_weights[n * a.per_row + k] : 0.0f;
+      product += extra[i] * weight[i];
+      if (there && a.gate == Gate::sigmoid) total += scores[chosen[i]];
     }
     if (a.gate != Gate::softmax_top_k) {
       product = sum_of_lanes<Lanes>(product);
       total = sum_of_lanes<Lanes>(total);
 #pragma unroll
-      for (int i = 0; i < lane_slots; ++i)
-        more[i] = softmax ? weight[i] * (more[i] - product)
-                          : (more[i] - (total >= 1e-20f ? product : 0.0f)) / fmaxf(total, 1e-20f);
+      for (int i = 0; i < lane_slots; ++i) {
+        if (a.gate == Gate::top_k_softmax) {
+          extra[i] = weight[i] * (extra[i] - product);
+        } else {
+          extra[i] = (extra[i] - (total >= 1e-20f ? product : 0.0f)) / fmaxf(total, 1e-20f);
+        }
+      }
+    }
+
+    float after[per_lane] = {};  // added to the gradients of the logits
+#pragma unroll
+    for (int k = 0; k < max_per_row; ++k) {
+      if (k >= a.per_row) break;
+      const int e = __shfl_sync(whole_warp, chosen[k / Lanes], k % Lanes, Lanes);
+      const float more = __shfl_sync(whole_warp, extra[k / Lanes], k % Lanes, Lanes);
+#pragma unroll
+      for (int j = 0; j < per_lane; ++j)
+        if (lane + Lanes * j == e) {
+          if (a.gate == Gate::top_k_softmax) {
+            after[j] = more;
+          } else {
+            grad[j] += more;
+            if (!all_scores) score[j] = scores[e];
+          }
+        }
     }
 
     float dot = 0.0f;
-    if (softmax && all_scores) {
+    if (a.gate != Gate::sigmoid) {
 #pragma unroll
-      for (int j = 0; j < PerLane; ++j) dot += grad[j] * score[j];
-      if (a.gate == Gate::softmax_top_k) {
-#pragma unroll
-        for (int i = 0; i < lane_slots; ++i) dot += more[i] * chosen_score[i];
-      }
+      for (int j = 0; j < per_lane; ++j) dot += grad[j] * score[j];
       dot = sum_of_lanes<Lanes>(dot);
     }
-    float* d_logits = a.d_logits + n * a.experts;
-    const auto through = [&](float grad, float score) { return score * (softmax ? grad - dot : grad * (1.0f - score)); };
-    if (live) {
 #pragma unroll
-      for (int j = 0; j < PerLane; ++j)
-        if (const int e = lane + Lanes * j; e < a.experts) d_logits[e] = through(grad[j], score[j]);
-    }
-    __syncwarp();  // orders the two writes of a chosen expert
-#pragma unroll
-    for (int i = 0; i < lane_slots; ++i) {
-      if (chosen[i] < 0 || !live) continue;
-      const float own = a.d_scores ? d_scores[chosen[i]] : 0.0f;
-      d_logits[chosen[i]] = a.gate == Gate::top_k_softmax ? through(own, chosen_score[i]) + more[i]
-                                                          : through(own + more[i], chosen_score[i]);
+    for (int j = 0; j < per_lane; ++j) {
+      const int e = lane + Lanes * j;
+      if (e >= a.experts || !live) continue;
+      const float inner = a.gate == Gate::sigmoid ? grad[j] * (1.0f - score[j]) : grad[j] - dot;
+      a.d_logits[n * a.experts + e] = score[j] * inner + after[j];
     }
   }
 }
