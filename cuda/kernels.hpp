@@ -3,7 +3,7 @@
 
 #include "moecod/kernel/arguments.hpp"
 
-/// The kernels as compiled by nvcc: one source file a family. Each launches on the stream and returns the launch's error.
+/// The kernels as compiled by nvcc, a source file a family. Each launches on the stream and returns the launch's error.
 namespace moecod::cuda {
 
 cudaError_t select_forward(const kernel::SelectForward& arguments, cudaStream_t stream);

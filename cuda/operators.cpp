@@ -186,8 +186,8 @@ Tensor select_backward_shapes(const optional<Tensor>&, const optional<Tensor>&, 
 using Planned = std::tuple<Tensor, Tensor, Tensor>;
 
 void check_plan(const Tensor& experts) {
-  TORCH_CHECK(experts.dim() == 2 && experts.scalar_type() == at::kInt, "moecod::plan: experts must be [N, S] int32, got ",
-              experts.sym_sizes(), " ", experts.scalar_type());
+  TORCH_CHECK(experts.dim() == 2 && experts.scalar_type() == at::kInt,
+              "moecod::plan: experts must be [N, S] int32, got ", experts.sym_sizes(), " ", experts.scalar_type());
 }
 
 Planned plan_by_torch(const Tensor& experts, int64_t num_experts, int64_t assignments) {
@@ -321,8 +321,8 @@ Tensor gather_backward_shapes(const Tensor& grad, const Tensor&, const Tensor& p
 
 void check_combine(const Tensor& sorted, const Tensor& weights, const Tensor& position) {
   check_rows("moecod::combine", sorted, position);
-  TORCH_CHECK(weights.sym_sizes() == position.sym_sizes(), "moecod::combine: weights and position must both be [N, S], got ",
-              weights.sym_sizes(), " and ", position.sym_sizes());
+  TORCH_CHECK(weights.sym_sizes() == position.sym_sizes(),
+              "moecod::combine: weights and position must both be [N, S], got ", weights.sym_sizes(), " and ", position.sym_sizes());
 }
 
 bool combine_takes(const Tensor& rows, const Tensor& weights) {
@@ -447,8 +447,8 @@ struct SelectFunction : Function<SelectFunction> {
     if (!grads[0].defined() && !grads[2].defined()) return {{}, {}, {}, {}, {}};
     const auto saved = ctx->get_saved_variables();
     const std::string gate = ctx->saved_data["gate"].toStringRef();
-    const Tensor d_logits = call<SelectBackward>(if_defined(grads[0]), if_defined(grads[2]), saved[0], saved[1], saved[2],
-                                                 std::string_view(gate));
+    const Tensor d_logits = call<SelectBackward>(if_defined(grads[0]), if_defined(grads[2]), saved[0], saved[1],
+                                                 saved[2], std::string_view(gate));
     // needs_input_grad counts the tensors that were given.
     const bool bias_learns = ctx->saved_data["biased"].toBool() && ctx->needs_input_grad(1);
     return {d_logits, bias_learns ? d_logits.sum(0) : Tensor(), {}, {}, {}};

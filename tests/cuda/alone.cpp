@@ -87,8 +87,15 @@ void run(int64_t rows, int experts, int k, int64_t width, kernel::Gate gate) {
                                rows * k, y.data()},
                               nullptr),
         "combine_forward");
-  kernel::CombineBackward backward{y.data(),  sorted.data(), weights.data(),         position.data(), rows,            k,
-                                   width,     kernel::Type::float32, nullptr, d_sorted.data(), d_weights.data()};
+  kernel::CombineBackward backward{.grad = y.data(),
+                                   .sorted = sorted.data(),
+                                   .weights = weights.data(),
+                                   .position = position.data(),
+                                   .rows = rows,
+                                   .slots = k,
+                                   .width = width,
+                                   .d_sorted = d_sorted.data(),
+                                   .d_weights = d_weights.data()};
   const Array<float> partial(slots * cuda::combine_backward_splits(backward));
   backward.partial = partial.data();
   check(cuda::combine_backward(backward, nullptr), "combine_backward");

@@ -59,7 +59,8 @@ void compare(const at::Tensor& logits, const at::Tensor& bias, int64_t k) {
     EXPECT_LE(relative_error(kernel.routing.weights, exact.routing.weights), 1e-6);
     const double norm = exact.d_logits.norm().template item<double>();
     const double error = (kernel.d_logits - exact.d_logits).norm().template item<double>();
-    EXPECT_LE(error, 2e-6 * norm + 1e-7 * std::sqrt(double(logits.numel()))) << "d_logits, through scores " << scores << ", weights " << weights;
+    EXPECT_LE(error, 2e-6 * norm + 1e-7 * std::sqrt(double(logits.numel())))
+        << "d_logits, through scores " << scores << ", weights " << weights;
   }
 }
 

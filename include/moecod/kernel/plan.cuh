@@ -10,9 +10,8 @@
 /// memory, so that `order` is written in runs. Who shares a lane's expert is found by one ballot for each bit of the
 /// expert's index, so the cost does not depend on the load. Counts are sums of integers, so the order in which they were
 /// added does not show; nothing else is atomic.
-/// Up to one tile this is one launch, else two, or three with more than
-/// 32 experts, whose counts a kernel of its own sums. Bytes: slots in twice (the second time mostly from L2), order and
-/// position out once.
+/// Up to one tile this is one launch, else two, or three with more than 32 experts, whose counts a kernel of its own sums.
+/// Bytes: slots in twice (the second time mostly from L2), order and position out once.
 namespace moecod::kernel {
 
 namespace detail {
@@ -23,7 +22,8 @@ struct PlanTuning {
   static constexpr int scan_threads = 128;
   static constexpr int batches = 8;  // of 32 slots, a warp and tile
   static constexpr int tile = threads * batches;
-  static constexpr int blocks = 4;  // a multiprocessor
+  static constexpr int blocks = 4;  // a multiprocessor, which bounds the registers
+  static constexpr int bounded = resident<threads, blocks>;
   static constexpr int direct = 32;  // experts whose counts every block sums by itself
 };
 
@@ -93,11 +93,11 @@ __device__ __forceinline__ void scan_experts(const int* total, int* begin) {
 template <int Experts>
 struct PlanShared {
   uint16_t of_warp[PlanTuning::warps][Experts + 2];  // slots of an expert in a warp, then in the warps before; padded
-  int total[Experts];                            // slots of an expert in this tile
-  int begin[Experts];                            // where an expert begins in the sorted tile
-  int next[Experts];                             // where its next slot goes in the whole order
-  int shift[Experts];                            // from a place in the sorted tile to the place in the whole order
-  unsigned sorted[PlanTuning::tile];             // expert << 16 | slot of the tile
+  int total[Experts];                                // slots of an expert in this tile
+  int begin[Experts];                                // where an expert begins in the sorted tile
+  int next[Experts];                                 // where its next slot goes in the whole order
+  int shift[Experts];                                // from a place in the sorted tile to the place in the whole order
+  unsigned sorted[PlanTuning::tile];                 // expert << 16 | slot of the tile
 };
 
 /// Places the slots [tile, tile + size) and moves `next` on. `alone`: the tile is all there is.
@@ -179,7 +179,7 @@ __device__ __forceinline__ int tile_size(const Plan& a, int64_t tile) {
 
 /// All slots in one tile.
 template <int Bits>
-__global__ void __launch_bounds__(PlanTuning::threads, resident<PlanTuning::threads, PlanTuning::blocks>) plan_one_tile(const Plan a) {
+__global__ void __launch_bounds__(PlanTuning::threads, PlanTuning::bounded) plan_one_tile(const Plan a) {
   __shared__ PlanShared<1 << Bits> shared;
   place_tile<Bits>(a, 0, tile_size(a, 0), /*alone=*/true, shared);
   for (int e = threadIdx.x; e < a.num_experts; e += PlanTuning::threads) {
@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(PlanTuning::threads, resident<PlanTuning::thre
 
 /// Writes each block's counts to the workspace, [E, blocks].
 template <int Bits>
-__global__ void __launch_bounds__(PlanTuning::threads, resident<PlanTuning::threads, PlanTuning::blocks>) plan_count(const Plan a, int chunk) {
+__global__ void __launch_bounds__(PlanTuning::threads, PlanTuning::bounded) plan_count(const Plan a, int chunk) {
   __shared__ int count[1 << Bits];
   for (int e = threadIdx.x; e < 1 << Bits; e += PlanTuning::threads) count[e] = 0;
   __syncthreads();
@@ -224,8 +224,7 @@ static __global__ void __launch_bounds__(PlanTuning::scan_threads)
 }
 
 template <int Bits>
-__global__ void __launch_bounds__(PlanTuning::threads, resident<PlanTuning::threads, PlanTuning::blocks>)
-    plan_place(const Plan a, int chunk) {
+__global__ void __launch_bounds__(PlanTuning::threads, PlanTuning::bounded) plan_place(const Plan a, int chunk) {
   constexpr int experts = 1 << Bits, warps = PlanTuning::warps;
   __shared__ PlanShared<experts> shared;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, block = blockIdx.x, blocks = gridDim.x;

@@ -8,8 +8,8 @@
 ///     chosen = the K largest of scores + selection_bias, ties to the lower index
 ///     weights by the gate; counts[e] = rows that chose e
 ///
-/// A group of lanes takes a row, eight or sixteen experts a lane, and finds the best K times. Sums over a row are added in the
-/// order in which LibTorch's softmax adds them, so the scores, and with them the choice, are its bit for bit.
+/// A group of lanes takes a row, eight or sixteen experts a lane, and finds the best K times. Sums over a row are added in
+/// the order in which LibTorch's softmax adds them, so the scores, and with them the choice, are its bit for bit.
 /// Counts are sums of integers, whatever order the blocks come in. Bytes: logits once, scores once, and the [N, K].
 namespace moecod::kernel {
 
