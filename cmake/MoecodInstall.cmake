@@ -1,4 +1,4 @@
-install(TARGETS moecod EXPORT moecodTargets)
+install(TARGETS moecod moecod_distributed EXPORT moecodTargets)
 if(TARGET moecod_opencv)
   install(TARGETS moecod_opencv EXPORT moecodTargets)
 endif()
@@ -13,4 +13,4 @@ configure_package_config_file(cmake/moecodConfig.cmake.in "${CMAKE_BINARY_DIR}/m
 write_basic_package_version_file("${CMAKE_BINARY_DIR}/moecodConfigVersion.cmake" COMPATIBILITY SameMinorVersion
                                  ARCH_INDEPENDENT)
 install(FILES "${CMAKE_BINARY_DIR}/moecodConfig.cmake" "${CMAKE_BINARY_DIR}/moecodConfigVersion.cmake"
-              cmake/FindLibTorch.cmake cmake/FindOpenCVImages.cmake DESTINATION ${_config_dir})
+              cmake/FindLibTorch.cmake cmake/FindOpenCVImages.cmake cmake/FindNCCL.cmake DESTINATION ${_config_dir})

@@ -63,6 +63,13 @@ function(moecod_object name)
   moecod_settings(${ARGV})
 endfunction()
 
+# Joining processes, compiled once for the programs that do.
+if(TARGET moecod_pch)
+  file(CONFIGURE OUTPUT "${CMAKE_BINARY_DIR}/open_group.cpp" CONTENT "#include \"moecod/distributed/open.ipp\"\n")
+  add_library(moecod_open_group STATIC EXCLUDE_FROM_ALL "${CMAKE_BINARY_DIR}/open_group.cpp")
+  target_link_libraries(moecod_open_group PRIVATE moecod_distributed moecod_strict)
+endif()
+
 # The backbones that backbone::Any can name, compiled once for all programs.
 if(TARGET moecod_pch)
   file(CONFIGURE OUTPUT "${CMAKE_BINARY_DIR}/any_backbone.cpp" CONTENT "#include \"moecod/backbone/any.ipp\"\n")

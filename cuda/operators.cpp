@@ -322,7 +322,8 @@ Tensor gather_backward_shapes(const Tensor& grad, const Tensor&, const Tensor& p
 void check_combine(const Tensor& sorted, const Tensor& weights, const Tensor& position) {
   check_rows("moecod::combine", sorted, position);
   TORCH_CHECK(weights.sym_sizes() == position.sym_sizes(),
-              "moecod::combine: weights and position must both be [N, S], got ", weights.sym_sizes(), " and ", position.sym_sizes());
+              "moecod::combine: weights and position must both be [N, S], got ", weights.sym_sizes(), " and ",
+              position.sym_sizes());
 }
 
 bool combine_takes(const Tensor& rows, const Tensor& weights) {

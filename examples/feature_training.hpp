@@ -7,9 +7,11 @@
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 
 #include "examples/feature_recipe.hpp"
+#include "examples/job.hpp"
 #include "examples/training_data.hpp"
 #include "moecod/io/weights.hpp"
 #include "moecod/train/feature_level_task.hpp"
@@ -21,7 +23,7 @@ namespace moecod::examples {
 struct FeatureRun {
   std::filesystem::path folder;
   DataOptions data;
-  at::Device device = at::kCPU;
+  Job job;
   double warmup_epochs = 0;  ///< 0: the trainer's own share
   io::Metadata about;        ///< for the headers of weights files
 };
@@ -38,21 +40,24 @@ int64_t train_feature_stage(Model& model, const std::function<std::unique_ptr<Mo
   if (run.warmup_epochs > 0) options.warmup = std::min(1.0, run.warmup_epochs / double(options.epochs));
   const TrainingData sources = open_training_data(run.data, options.size, options.seed, stage.stage.number);
   std::filesystem::create_directories(run.folder);
-  train::Trainer<train::FeatureLevelTask<Model>> trainer(model, stage.stage, options, run.device, make);
+  train::Trainer<train::FeatureLevelTask<Model>> trainer(model, stage.stage, options, run.job.device, make,
+                                                       run.job.group);
   if (resumed != nullptr) trainer.load_state(*resumed);
   const int64_t begun = trainer.epoch();
   data::Loader<data::AnySource> validation(
       sources.validation, {.batch = options.batch_size, .height = options.size, .width = options.size, .train = false,
-                           .workers = options.workers});
+                           .workers = options.workers, .rank = run.job.group->rank(),
+                           .world = run.job.group->world()});
   const std::string name = "stage" + std::to_string(stage.stage.number);
   std::cout << name << ": " << stage.stage.name << std::endl;
-  train::MetricsLog log(run.folder / ("metrics_" + name + ".jsonl"), trainer.epoch());
-  trainer.fit(sources.training, validation, log, after_epoch, [&] {
+  std::optional<train::MetricsLog> log;
+  if (run.job.writes()) log.emplace(run.folder / ("metrics_" + name + ".jsonl"), trainer.epoch());
+  trainer.fit(sources.training, validation, log ? &*log : nullptr, after_epoch, [&] {
     train::Checkpoint checkpoint{.weights = state_dict(model), .about = run.about, .state = trainer.state(),
                                  .progress = trainer.progress()};
     checkpoint.about["stage"] = std::to_string(stage.stage.number);
     checkpoint.progress["best"] = best;
-    train::save_checkpoint(run.folder / ("last_" + name), checkpoint);
+    if (run.job.writes()) train::save_checkpoint(run.folder / ("last_" + name), checkpoint);
   });
   return trainer.epoch() - begun;
 }

@@ -12,6 +12,7 @@
 #include "examples/feature_model.hpp"
 #include "examples/feature_recipe.hpp"
 #include "examples/feature_training.hpp"
+#include "examples/job.hpp"
 #include "moecod/backbone/keys.hpp"
 
 namespace {
@@ -26,8 +27,7 @@ struct ProgramOptions {
   std::string resume_from;
   std::string backbone_weights;
   double warmup_epochs = 0;
-  std::string device = "auto";
-  bool use_ddp = false;
+  JobOptions job;
   DataOptions data;
 
   static constexpr auto options = std::make_tuple(
@@ -37,8 +37,7 @@ struct ProgramOptions {
       option(&ProgramOptions::backbone_weights, "backbone-weights", "timm weights (.safetensors) of the backbone"),
       option(&ProgramOptions::warmup_epochs, "warmup-epochs",
              "epochs of each part in which the learning rate rises; 0 for --warmup", at_least(0)),
-      option(&ProgramOptions::device, "device", "where to train", choices("auto", "cpu", "cuda")),
-      option(&ProgramOptions::use_ddp, "use-ddp", "several processes under torchrun"),
+      nested(&ProgramOptions::job),
       nested(&ProgramOptions::data));
 };
 
@@ -63,11 +62,10 @@ void check_recorded(const io::Metadata& about, const char* key, const nlohmann::
 
 int run(const ProgramOptions& program, const FeatureModelOptions& options, const FeatureRecipe& recipe,
         const train::TrainerOptions& trainer) {
-  check_single_process(program.use_ddp);
   TORCH_CHECK(trainer.size % 32 == 0 && trainer.small_size % 32 == 0,
               "--img-size and --small-size must be multiples of 32, got ", trainer.size, " and ", trainer.small_size);
   const std::vector<FeatureStage> stages = feature_stages(options.backbone, recipe, trainer);
-  const at::Device device = device_named(program.device);
+  const Job job = open_job(program.job);
   at::manual_seed(static_cast<uint64_t>(trainer.seed));
   FeatureModel model(feature_options(options));
   if (!program.backbone_weights.empty()) {
@@ -78,7 +76,7 @@ int run(const ProgramOptions& program, const FeatureModelOptions& options, const
   nlohmann::ordered_json best;
   int64_t first = 1;
   if (!program.resume_from.empty()) {
-    resumed = train::load_checkpoint(program.resume_from);
+    resumed = load_checkpoint(job, program.resume_from);
     check_recorded(resumed->about, feature_model_key, train::options_to_json(options), {"gradient-checkpointing"});
     check_recorded(resumed->about, recipe_key, recipe_json(recipe, program.data), {});
     io::load_state(model, resumed->weights);
@@ -88,8 +86,8 @@ int run(const ProgramOptions& program, const FeatureModelOptions& options, const
     TORCH_CHECK(first <= int64_t(stages.size()), "--resume-from: ", program.resume_from, " is of stage ", first,
                 ", these flags make ", stages.size(), " stages");
   }
-  model.to(device);
-  FeatureRun run{.folder = program.checkpoint_dir, .data = program.data, .device = device,
+  model.to(job.device);
+  FeatureRun run{.folder = program.checkpoint_dir, .data = program.data, .job = job,
                  .warmup_epochs = program.warmup_epochs,
                  .about = {{"format", "pt"},
                            {feature_model_key, train::options_to_json(options).dump()},
@@ -105,6 +103,7 @@ int run(const ProgramOptions& program, const FeatureModelOptions& options, const
         continues ? &*resumed : nullptr, best, [&](const auto& result) {
           if (!best.is_null() && result.validation.iou <= best.template get<double>()) return;
           best = result.validation.iou;
+          if (!job.writes()) return;
           io::Metadata words = run.about;
           words["stage"] = std::to_string(stage.stage.number);
           words["epoch"] = std::to_string(result.epoch);
@@ -138,12 +137,12 @@ int main(int argc, char** argv) {
   try {
     return run(program, model, recipe, trainer);
   } catch (const train::Stopped& stopped) {
-    std::cerr << "train_feature_level_moe: " << stopped.what() << "; go on with --resume-from\n";
+    std::cerr << error_prefix("train_feature_level_moe") << stopped.what() << "; go on with --resume-from\n";
     return train::stopped_exit_status;
   } catch (const c10::Error& error) {
-    std::cerr << "train_feature_level_moe: " << error.what_without_backtrace() << '\n';
+    std::cerr << error_prefix("train_feature_level_moe") << error.what_without_backtrace() << '\n';
   } catch (const std::exception& error) {
-    std::cerr << "train_feature_level_moe: " << error.what() << '\n';
+    std::cerr << error_prefix("train_feature_level_moe") << error.what() << '\n';
   }
   return 1;
 }

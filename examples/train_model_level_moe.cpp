@@ -11,6 +11,7 @@
 #include <string>
 
 #include "examples/checkpoints.hpp"
+#include "examples/job.hpp"
 #include "examples/model_level_recipe.hpp"
 #include "examples/training_data.hpp"
 #include "moecod/backbone/keys.hpp"
@@ -32,8 +33,7 @@ struct ProgramOptions {
   std::string resume_from;
   std::string backbone_weights;
   int64_t router_warmup_epochs = 0;
-  std::string device = "auto";
-  bool use_ddp = false;
+  JobOptions job;
   DataOptions data;
 
   static constexpr auto options = std::make_tuple(
@@ -49,20 +49,20 @@ struct ProgramOptions {
       option(&ProgramOptions::backbone_weights, "backbone-weights", "timm weights (.safetensors) of the backbone"),
       option(&ProgramOptions::router_warmup_epochs, "router-warmup-epochs",
              "stage 2: epochs in which the learning rate rises", at_least(0)),
-      option(&ProgramOptions::device, "device", "where to train", choices("auto", "cpu", "cuda")),
-      option(&ProgramOptions::use_ddp, "use-ddp", "several processes under torchrun"),
+      nested(&ProgramOptions::job),
       nested(&ProgramOptions::data));
 };
 
 /// Keeps the best weights of each kind, by a score of the validation set.
 class Best {
  public:
-  Best(fs::path folder, const Camo& model, const CamoOptions& options, int64_t stage, int64_t size)
-      : folder_(std::move(folder)), model_(model), options_(options), stage_(stage), size_(size) {}
+  Best(bool writes, fs::path folder, const Camo& model, const CamoOptions& options, int64_t stage, int64_t size)
+      : writes_(writes), folder_(std::move(folder)), model_(model), options_(options), stage_(stage), size_(size) {}
 
   void offer(const std::string& name, double score, int64_t epoch, const std::vector<std::string>& parts) {
     if (scores_.contains(name) && score <= scores_[name].get<double>()) return;
     scores_[name] = score;
+    if (!writes_) return;
     write_parts(folder_ / (name + ".safetensors"), model_, options_, parts,
                 {{size_key, std::to_string(size_)}, {"stage", std::to_string(stage_)}, {"epoch", std::to_string(epoch)},
                  {"validation_iou", std::to_string(score)}});
@@ -71,6 +71,7 @@ class Best {
   nlohmann::ordered_json scores_ = nlohmann::ordered_json::object();
 
  private:
+  bool writes_;
   fs::path folder_;
   const Camo& model_;
   const CamoOptions& options_;
@@ -107,13 +108,12 @@ void check(const ProgramOptions& program, const train::TrainerOptions& trainer) 
   TORCH_CHECK(program.expert_id < 1 || !program.load_experts_from.empty() || !program.resume_from.empty(),
               "--expert-id ", program.expert_id,
               " trains on the shared backbone of expert 0: give it with --load-experts-from");
-  check_single_process(program.use_ddp);
 }
 
 int run(const ProgramOptions& program, const CamoOptions& model_options, const RecipeOptions& recipe,
         train::TrainerOptions trainer_options) {
   check(program, trainer_options);
-  const at::Device device = device_named(program.device);
+  const Job job = open_job(program.job);
   if (program.stage == 2 && program.router_warmup_epochs > 0)
     trainer_options.warmup =
         std::min(1.0, double(program.router_warmup_epochs) / double(trainer_options.epochs));
@@ -138,13 +138,14 @@ int run(const ProgramOptions& program, const CamoOptions& model_options, const R
 
   std::optional<train::Checkpoint> resumed;
   if (!program.resume_from.empty()) {
-    resumed = train::load_checkpoint(program.resume_from);
+    resumed = load_checkpoint(job, program.resume_from);
     io::load_state(model, resumed->weights);
   }
-  model.to(device);
-  train::Trainer<train::ModelLevelTask<Camo>> trainer(model, make_stage(program.stage, program.expert_id, recipe), trainer_options, device,
-                               [&] { return std::make_unique<Camo>(camo_options(model_options)); });
-  Best best(program.checkpoint_dir, model, model_options, program.stage, trainer_options.size);
+  model.to(job.device);
+  train::Trainer<train::ModelLevelTask<Camo>> trainer(
+      model, make_stage(program.stage, program.expert_id, recipe), trainer_options, job.device,
+      [&] { return std::make_unique<Camo>(camo_options(model_options)); }, job.group);
+  Best best(job.writes(), program.checkpoint_dir, model, model_options, program.stage, trainer_options.size);
   if (resumed) {
     trainer.load_state(*resumed);
     best.scores_ = resumed->progress.at("best");
@@ -153,13 +154,15 @@ int run(const ProgramOptions& program, const CamoOptions& model_options, const R
 
   data::Loader<data::AnySource> validation(
       sources.validation, {.batch = trainer_options.batch_size, .height = trainer_options.size,
-                           .width = trainer_options.size, .train = false, .workers = trainer_options.workers});
+                           .width = trainer_options.size, .train = false, .workers = trainer_options.workers,
+                           .rank = job.group->rank(), .world = job.group->world()});
   const fs::path folder = program.checkpoint_dir;
   const std::string name = "stage" + std::to_string(program.stage) +
                            (program.expert_id >= 0 ? "_expert_" + std::to_string(program.expert_id) : "");
-  train::MetricsLog log(folder / ("metrics_" + name + ".jsonl"), trainer.epoch());
+  std::optional<train::MetricsLog> log;
+  if (job.writes()) log.emplace(folder / ("metrics_" + name + ".jsonl"), trainer.epoch());
   trainer.fit(
-      sources.training, validation, log,
+      sources.training, validation, log ? &*log : nullptr,
       [&](const train::EpochResult<train::Validation>& result) { offer_all(best, program, result); },
       [&] {
         train::Checkpoint checkpoint{.weights = state_dict(model), .about = {}, .state = trainer.state(),
@@ -169,7 +172,7 @@ int run(const ProgramOptions& program, const CamoOptions& model_options, const R
         checkpoint.about[size_key] = std::to_string(trainer_options.size);
         checkpoint.about[backbone_key] = backbone_id(checkpoint.weights);
         checkpoint.progress["best"] = best.scores_;
-        train::save_checkpoint(folder / ("last_" + name), checkpoint);
+        if (job.writes()) train::save_checkpoint(folder / ("last_" + name), checkpoint);
       });
   for (const auto& [kind, score] : best.scores_.items())
     std::cout << (folder / (kind + ".safetensors")).string() << "  validation IoU " << score.get<double>() << '\n';
@@ -194,12 +197,12 @@ int main(int argc, char** argv) {
   try {
     return run(program, model, recipe, trainer);
   } catch (const train::Stopped& stopped) {
-    std::cerr << "train_model_level_moe: " << stopped.what() << "; go on with --resume-from\n";
+    std::cerr << error_prefix("train_model_level_moe") << stopped.what() << "; go on with --resume-from\n";
     return train::stopped_exit_status;
   } catch (const c10::Error& error) {
-    std::cerr << "train_model_level_moe: " << error.what_without_backtrace() << '\n';
+    std::cerr << error_prefix("train_model_level_moe") << error.what_without_backtrace() << '\n';
   } catch (const std::exception& error) {
-    std::cerr << "train_model_level_moe: " << error.what() << '\n';
+    std::cerr << error_prefix("train_model_level_moe") << error.what() << '\n';
   }
   return 1;
 }

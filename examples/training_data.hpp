@@ -1,7 +1,6 @@
 #pragma once
 // What the trainers share: where their pictures come from, where they run, and flags that change defaults of others.
 
-#include <cstdlib>
 #include <filesystem>
 #include <string>
 #include <tuple>
@@ -66,14 +65,6 @@ inline TrainingData open_training_data(const DataOptions& options, int64_t size,
       {.size = size, .difficulty = options.difficulty,
        .seed = 0xF4E5 + 31 * static_cast<uint64_t>(seed) + 1009 * static_cast<uint64_t>(stage)});
   return {data::AnySource(data::Fresh(std::move(generator), options.fresh)), std::move(validating)};
-}
-
-/// Errors: c10::Error if several processes are asked for, by flag or launcher; the trainers are not made for them yet.
-inline void check_single_process(bool use_ddp) {
-  TORCH_CHECK(!use_ddp, "--use-ddp: this build trains in one process");
-  const char* world = std::getenv("WORLD_SIZE");
-  TORCH_CHECK(world == nullptr || std::atoi(world) <= 1, "WORLD_SIZE is ", world == nullptr ? "" : world,
-              ", but this build trains in one process");
 }
 
 /// The value of a flag before the flags are parsed, since it changes the defaults of others.

@@ -30,6 +30,13 @@ packages="
   libbenchmark-dev          header:benchmark/benchmark.h
   mate-backgrounds          folder:/usr/share/backgrounds/mate/nature
 "
+# Several processes on one machine's CPUs, as the tests run the trainers.
+test_packages="
+  libopenmpi-dev            program:mpicxx
+  openmpi-bin               program:mpirun
+"
+
+[ "${1:-}" != --tests ] || packages+=$test_packages
 
 present() {
   case "$1" in

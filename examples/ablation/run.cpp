@@ -86,7 +86,7 @@ void run_row(const RunOptions& options, const RowEntry& row, const std::filesyst
   }
   model.to(options.device);
   const train::DeviceBatch probe = probe_batch(options);
-  const FeatureRun run{.folder = folder, .data = options.data, .device = options.device,
+  const FeatureRun run{.folder = folder, .data = options.data, .job = {.device = options.device},
                        .about = {{"format", "pt"}, {"moecod.ablation_row", row.key()}}};
   nlohmann::ordered_json best;  // stays empty: what is scored are the last weights
   for (const FeatureStage& stage : stages) {

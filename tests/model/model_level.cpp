@@ -248,16 +248,22 @@ TEST(ImageIou, CountsPixelsAndIsZeroWhereBothAreEmpty) {
   EXPECT_TRUE(at::allclose(train::image_iou(logits, masks), at::tensor({1.0F / 3, 0.0F})));
 }
 
-TEST(DeviceBatch, TakesOverTheBuffers) {
+TEST(DeviceBatch, IsNormalisedWithImageNetStatistics) {
   data::Batch batch;
   batch.size = 2;
   batch.height = 1;
   batch.width = 3;
-  for (int i = 0; i < 18; ++i) batch.images.push_back(float(i));
-  for (int i = 0; i < 6; ++i) batch.masks.push_back(float(i));
+  for (int i = 0; i < 18; ++i) batch.images.push_back(uint8_t(14 * i));
+  batch.masks = {0, 127, 128, 255, 1, 200};
+  const at::Tensor bytes = at::arange(18, at::kDouble).view({2, 1, 3, 3}).permute({0, 3, 1, 2}) * 14;
   const train::DeviceBatch out = train::to_device(std::move(batch), at::kCPU);
-  EXPECT_TRUE(at::equal(out.images, at::arange(18, at::kFloat).view({2, 3, 1, 3})));
-  EXPECT_TRUE(at::equal(out.masks, at::arange(6, at::kFloat).view({2, 1, 1, 3})));
+  ASSERT_EQ(out.images.sizes(), (std::vector<int64_t>{2, 3, 1, 3}));
+  EXPECT_TRUE(out.images.is_contiguous());
+  for (int64_t c = 0; c < 3; ++c) {
+    const double mean = train::kImageNetMean[std::size_t(c)], deviation = train::kImageNetDeviation[std::size_t(c)];
+    EXPECT_LT((out.images.select(1, c) - (bytes.select(1, c) / 255 - mean) / deviation).abs().max().item<double>(), 1e-5);
+  }
+  EXPECT_TRUE(at::equal(out.masks, at::tensor({0.0F, 0.0F, 1.0F, 1.0F, 0.0F, 1.0F}).view({2, 1, 1, 3})));
 }
 
 TEST(MapImage, RoundsProbabilitiesAtTheSizeAsked) {

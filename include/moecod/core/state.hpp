@@ -8,10 +8,12 @@
 
 namespace moecod {
 
-/// A module that holds n experts in stacked tensors below its only child; files hold them one expert a key.
+/// A module that holds n experts in stacked tensors below its only child; files hold them one expert a key, from
+/// first_expert() on.
 struct StackedStorage {
   virtual ~StackedStorage() = default;
   virtual int64_t stack_size() const = 0;
+  virtual int64_t first_expert() const { return 0; }
 };
 
 /// Named tensors in a stable order: each module's own parameters and buffers, then its children's.
@@ -24,7 +26,7 @@ inline void collect_state(const torch::nn::Module& module, const std::string& pr
     for (const auto& child : module.children()) collect_state(*child, "", all);
     for (int64_t e = 0; e < stacked->stack_size(); ++e)
       for (const auto& [name, tensor] : all)
-        out.emplace_back(prefix + std::to_string(e) + "." + name, tensor.select(0, e));
+        out.emplace_back(prefix + std::to_string(stacked->first_expert() + e) + "." + name, tensor.select(0, e));
     return;
   }
   for (const auto& item : module.named_parameters(/*recurse=*/false)) out.emplace_back(prefix + item.key(), item.value());

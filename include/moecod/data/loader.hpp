@@ -1,7 +1,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -23,17 +22,13 @@
 
 namespace moecod::data {
 
-/// ImageNet's colour statistics, of values scaled to 0..1.
-inline constexpr std::array<float, 3> kImageNetMean{0.485F, 0.456F, 0.406F};
-inline constexpr std::array<float, 3> kImageNetDeviation{0.229F, 0.224F, 0.225F};
-
-/// A batch as plain row-major buffers, ready to be viewed as tensors.
+/// A batch as plain row-major buffers of bytes; train::to_device makes the tensors that a model takes of it.
 struct Batch {
   int64_t size = 0;            // B, samples
   int64_t height = 0;          // H
   int64_t width = 0;           // W
-  std::vector<float> images;   // [B, 3, H, W], normalised with ImageNet's mean and deviation
-  std::vector<float> masks;    // [B, 1, H, W], 0 or 1
+  std::vector<uint8_t> images; // [B, H, W, 3], RGB
+  std::vector<uint8_t> masks;  // [B, H, W], from 128 on the object
   std::vector<int64_t> regimes;     // [B], -1 where there is no label
   std::vector<int64_t> indices;     // [B], of the source
   std::vector<std::string> names;   // [B]
@@ -42,20 +37,12 @@ struct Batch {
   int64_t position = 0;        // of this batch in the epoch, 0, 1, ...
 };
 
-/// Adds a sample to a batch: resized to the batch's height and width, normalised, channels first.
+/// Adds a sample to a batch, resized to the batch's height and width.
 inline void append(Batch& batch, const Sample& sample, int64_t index) {
   const Image image = resize(sample.image, batch.height, batch.width);
   const Image mask = resize(sample.mask, batch.height, batch.width);
-  const auto pixels = static_cast<std::size_t>(batch.height * batch.width);
-  const std::size_t start = batch.images.size();
-  batch.images.resize(start + 3 * pixels);
-  for (std::size_t c = 0; c < 3; ++c) {
-    const float scale = 1.0F / (255.0F * kImageNetDeviation[c]);
-    const float shift = kImageNetMean[c] / kImageNetDeviation[c];
-    float* target = batch.images.data() + start + c * pixels;
-    for (std::size_t i = 0; i < pixels; ++i) target[i] = static_cast<float>(image.pixels[3 * i + c]) * scale - shift;
-  }
-  for (const uint8_t value : mask.pixels) batch.masks.push_back(value >= 128 ? 1.0F : 0.0F);
+  batch.images.insert(batch.images.end(), image.pixels.begin(), image.pixels.end());
+  batch.masks.insert(batch.masks.end(), mask.pixels.begin(), mask.pixels.end());
   batch.regimes.push_back(sample.regime);
   batch.indices.push_back(index);
   batch.names.push_back(sample.name);
@@ -69,7 +56,7 @@ struct LoaderOptions {
   bool train = true;             // shuffled, augmented, full batches; else in order, every sample once
   Augment augment{};             // in training
   int64_t workers = 2;           // threads; 0 makes each batch inside next()
-  int64_t ahead = 4;             // batches made before they are asked for, >= 1
+  int64_t ahead = 0;             // batches made before they are asked for; 0: two more than workers, so that all have work
   bool full_masks = false;       // also keep the masks at their own size
   int64_t rank = 0;
   int64_t world = 1;
@@ -101,12 +88,13 @@ class Loader {
 
   Loader(Source source, LoaderOptions options) : source_(std::move(source)), options_(options) {
     if (options_.batch <= 0 || options_.height <= 0 || options_.width <= 0 || options_.workers < 0 ||
-        options_.ahead <= 0) {
-      throw std::invalid_argument("Loader: expected batch, height, width, ahead > 0 and workers >= 0, got " +
+        options_.ahead < 0) {
+      throw std::invalid_argument("Loader: expected batch, height, width > 0 and workers, ahead >= 0, got " +
                                   std::to_string(options_.batch) + ", " + std::to_string(options_.height) + ", " +
-                                  std::to_string(options_.width) + ", " + std::to_string(options_.ahead) + ", " +
-                                  std::to_string(options_.workers));
+                                  std::to_string(options_.width) + ", " + std::to_string(options_.workers) + ", " +
+                                  std::to_string(options_.ahead));
     }
+    if (options_.ahead == 0) options_.ahead = options_.workers + 2;
     count_ = static_cast<int64_t>(sampler().indices(0).size());
   }
   ~Loader() { stop(); }

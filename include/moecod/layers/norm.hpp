@@ -6,6 +6,7 @@
 
 #include "moecod/core/recomputing.hpp"
 #include "moecod/layers/stack.hpp"
+#include "moecod/layers/synchronised_norm.hpp"
 
 namespace moecod::layers {
 
@@ -13,7 +14,8 @@ namespace moecod::layers {
 ///
 /// In training it normalises over the rows routed to the expert in this forward, and the running statistics move
 /// once: running <- (1 - momentum) running + momentum batch. Without rows nothing moves; where a channel has a single
-/// value (one row of 1x1) its variance says nothing, so the running statistics are used and do not move.
+/// value (one row of 1x1) its variance says nothing, so the running statistics are used and do not move. With
+/// synchronised statistics (distributed/synchronise_statistics.hpp) all of this is said of the rows of all ranks together.
 ///
 /// Shapes: x [M, C] or [M, C, H, W]; weight, bias, running_mean, running_var [(n,) C], num_batches_tracked [(n)].
 /// Synchronises: never.
@@ -35,7 +37,7 @@ class BatchNorm2d : public torch::nn::Module, public BatchStatistics {
       return for_each_expert(x, group, [&](const at::Tensor& rows, int64_t e) {
         return normalise(rows, w[e], b[e], running_mean.select(0, e),
                          running_var.select(0, e), num_batches_tracked.select(0, e));
-      });
+      }, /*idle=*/synchronises());
     } else {
       (void)group;
       return normalise(x, weight, bias, running_mean, running_var, num_batches_tracked);
@@ -58,16 +60,38 @@ class BatchNorm2d : public torch::nn::Module, public BatchStatistics {
   at::Tensor weight, bias, running_mean, running_var, num_batches_tracked;
 
  private:
+  bool synchronises() const { return ranks != nullptr && is_training(); }
+
   at::Tensor normalise(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b, const at::Tensor& mean,
                        const at::Tensor& var, const at::Tensor& tracked) const {
     TORCH_CHECK(x.dim() >= 2 && x.size(1) == w.size(0), "BatchNorm2d: expected [M, ", w.size(0), ", ...], got ",
                 x.sizes());
+    if (synchronises()) return normalise_over_ranks(x, w, b, mean, var, tracked);
     const bool batch_statistics = is_training() && x.numel() > x.size(1);
     const bool moves = batch_statistics && !recomputing();
     if (moves) tracked.add_(1);
     return at::batch_norm(x, w, b, batch_statistics && !moves ? at::Tensor() : mean,
                           batch_statistics && !moves ? at::Tensor() : var, batch_statistics, momentum_, eps_,
                           /*cudnn_enabled=*/true);
+  }
+
+  at::Tensor normalise_over_ranks(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b, const at::Tensor& mean,
+                                  const at::Tensor& var, const at::Tensor& tracked) const {
+    const bool recording = at::GradMode::is_enabled();
+    at::NoGradGuard no_grad;
+    const detail::RankStatistics batch = detail::rank_statistics(x, *ranks);
+    const at::Tensor follow = batch.count.gt(1).to(at::kFloat);
+    const at::Tensor used_mean = at::where(follow.gt(0), batch.mean, mean.to(at::kFloat));
+    const at::Tensor used_var = at::where(follow.gt(0), batch.var, var.to(at::kFloat));
+    if (!recomputing()) {
+      tracked.add_(follow.to(at::kLong));
+      const at::Tensor unbiased = (batch.count / (batch.count - 1).clamp_min(1)).to(at::kFloat);
+      mean.lerp_(used_mean.to(mean.scalar_type()), momentum_);
+      var.add_(momentum_ * follow * (batch.var * unbiased - var));
+    }
+    at::AutoGradMode record(recording);
+    return detail::SynchronisedNorm::apply(x, w, b, used_mean, used_var, batch.count, follow, eps_,
+                                           reinterpret_cast<int64_t>(ranks.get()));
   }
 
   double momentum_, eps_;

@@ -3,7 +3,12 @@
 #include <ATen/ops/cat.h>
 #include <torch/nn/module.h>
 
+#include <memory>
 #include <vector>
+
+namespace moecod::distributed {
+class Group;
+}
 
 /// Layers for one expert or for n stacked ones, from the same source.
 ///
@@ -45,15 +50,16 @@ struct Stacked {
   }
 };
 
-/// Runs f(rows of expert e, e) for each expert that has rows, and joins the results.
+/// Runs f(rows of expert e, e) for each expert that has rows, or with `idle` for every one, and joins the results.
 template <class F>
-at::Tensor for_each_expert(const at::Tensor& x, const Stacked::Group& group, F&& f) {
+at::Tensor for_each_expert(const at::Tensor& x, const Stacked::Group& group, F&& f, bool idle = false) {
   if (group.expert >= 0) return f(x, group.expert);
+  TORCH_CHECK(group.bounds.size() > 1, "a stacked layer needs a group that says whose its rows are");
   std::vector<at::Tensor> out;
   for (std::size_t e = 0; e + 1 < group.bounds.size(); ++e)
-    if (group.bounds[e] < group.bounds[e + 1])
+    if (idle || group.bounds[e] < group.bounds[e + 1])
       out.push_back(f(x.slice(0, group.bounds[e], group.bounds[e + 1]), static_cast<int64_t>(e)));
-  TORCH_CHECK(!out.empty(), "a stacked layer needs at least one row, and a group that says whose it is");
+  if (out.empty()) return f(x, 0);  // no rows: for the shape, and so that gradients find their way
   return out.size() == 1 ? out.front() : at::cat(out, 0);
 }
 
@@ -83,6 +89,9 @@ struct Decays {
 /// A layer with running statistics of batches; a stage of training may keep them fixed.
 struct BatchStatistics {
   virtual ~BatchStatistics() = default;
+
+  /// The ranks over whose rows together it normalises in training (distributed/synchronise_statistics.hpp); none: this one's.
+  std::shared_ptr<distributed::Group> ranks;
 };
 
 }  // namespace moecod::layers

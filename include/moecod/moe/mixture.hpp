@@ -124,6 +124,7 @@ class Mixture : public torch::nn::Module {
     experts = register_module("experts", std::make_shared<Experts>(options.experts));
     balance = register_module("balance", std::make_shared<Balance>(options.balance));
     experts->recompute = options.recompute;
+    if constexpr (requires { Dispatch::spreads_experts; }) experts->wanted = true;
   }
 
   /// Decides where each row of x goes. Counts the decision while `balance` is in training mode.

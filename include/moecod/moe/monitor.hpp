@@ -1,6 +1,8 @@
 #pragma once
 #include <ATen/ops/cat.h>
 #include <ATen/ops/log.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/tensor.h>
 
 #include <algorithm>
 #include <cmath>
@@ -108,6 +110,7 @@ class Monitor {
   void observe(const Routing& routing, const std::vector<int64_t>& labels = {}) {
     TORCH_CHECK(labels.empty() || int64_t(labels.size()) == routing.rows(), "Monitor: ", labels.size(),
                 " labels for ", routing.rows(), " rows");
+    if (counts_.empty()) batch_rows_ = routing.rows();
     counts_.push_back(routing.counts.detach());
     first_.push_back(routing.first_choice());
     if (routing.scores.defined()) {
@@ -118,6 +121,20 @@ class Monitor {
   }
 
   void reset() { *this = Monitor(); }
+
+  /// The same of what several processes have observed, where all_rows(t [n, ...]) returns the t of all of them one
+  /// behind the other. All processes must have observed something, with labels or all without.
+  template <class AllRows>
+  Monitor gathered(AllRows&& all_rows) const {
+    Monitor out;
+    const at::Tensor counts = all_rows(at::stack(counts_));
+    for (int64_t batch = 0; batch < counts.size(0); ++batch) out.counts_.push_back(counts[batch]);
+    out.first_ = {all_rows(at::cat(first_))};
+    if (!entropy_.empty()) out.entropy_ = {all_rows(at::cat(entropy_))};
+    if (!labels_.empty()) out.labels_ = to_vector(all_rows(at::tensor(labels_)));
+    out.batch_rows_ = batch_rows_;
+    return out;
+  }
 
   /// Synchronises. Errors: c10::Error when nothing was observed.
   Report report() const {
@@ -140,8 +157,8 @@ class Monitor {
     const int64_t per_row = std::clamp<int64_t>(std::llround(total / double(out.rows)), 1, experts);
     out.max_violation = moecod::max_violation(out.counts);
     out.noise_floor = max_violation_noise_floor(out.rows, experts, per_row);
-    out.batch_noise_floor = max_violation_noise_floor(first_.front().size(0), experts, per_row);
-    out.entropy = entropy_.empty() ? NAN : at::cat(entropy_).mean().item<double>();
+    out.batch_noise_floor = max_violation_noise_floor(batch_rows_, experts, per_row);
+    out.entropy = entropy_.empty() ? NAN : at::cat(entropy_).to(at::kDouble).mean().item<double>();
     out.label_information = out.label_information_chance = NAN;
     if (!labels_.empty() && labels_.size() == out.top1.size()) {
       std::vector<int64_t> labels, chosen;
@@ -164,6 +181,7 @@ class Monitor {
 
   std::vector<at::Tensor> counts_, first_, entropy_;
   std::vector<int64_t> labels_;
+  int64_t batch_rows_ = 0;  // of the first batch
 };
 
 }  // namespace moecod

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <string>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -33,15 +32,15 @@ class Ema {
   Ema(const torch::nn::Module& module, double decay) : decay_(decay) {
     TORCH_CHECK(decay >= 0 && decay < 1, "Ema: decay must be in [0, 1), got ", decay);
     const at::NoGradGuard no_grad;
-    std::unordered_set<const void*> trained;
-    for (const at::Tensor& parameter : module.parameters())
-      trained.insert(parameter.storage().unsafeGetStorageImpl());
-    for (const auto& [name, tensor] : state_dict(module)) {
-      Pairs& pairs = trained.contains(tensor.storage().unsafeGetStorageImpl()) ? parameters_ : buffers_;
-      pairs.names.push_back(name);
-      pairs.live.push_back(tensor);
-      pairs.average.push_back(tensor.clone());
-    }
+    const auto keep = [](Pairs& pairs, const auto& items) {
+      for (const auto& item : items) {
+        pairs.names.push_back(item.key());
+        pairs.live.push_back(item.value());
+        pairs.average.push_back(item.value().detach().clone());
+      }
+    };
+    keep(parameters_, module.named_parameters());
+    keep(buffers_, module.named_buffers());
   }
 
   /// Takes in the module as it is after optimizer step `step`.
@@ -49,6 +48,12 @@ class Ema {
     const at::NoGradGuard no_grad;
     const double decay = std::min(decay_, static_cast<double>(1 + step) / static_cast<double>(10 + step));
     if (!parameters_.live.empty()) at::_foreach_lerp_(parameters_.average, parameters_.live, 1 - decay);
+    copy_buffers();
+  }
+
+  /// Takes in the module's buffers once more, where they have changed since the update.
+  void copy_buffers() {
+    const at::NoGradGuard no_grad;
     if (!buffers_.live.empty()) at::_foreach_copy_(buffers_.average, buffers_.live);
   }
 
@@ -65,7 +70,7 @@ class Ema {
   };
   [[nodiscard]] Swap swap() { return Swap(*this); }
 
-  /// The averages and the copied buffers under the names that files use: the tensors of this object.
+  /// The averages and the copied buffers under the module's own names: the tensors of this object.
   StateDict state() const {
     StateDict out;
     for (const Pairs* pairs : {&parameters_, &buffers_})

@@ -13,6 +13,7 @@
 #include "moecod/moe/monitor.hpp"
 #include "moecod/train/batch.hpp"
 #include "moecod/train/image_iou.hpp"
+#include "moecod/train/scored_rows.hpp"
 #include "moecod/train/task.hpp"
 
 namespace moecod::train {
@@ -87,25 +88,24 @@ class FeatureLevelTask {
     return total;
   }
 
-  FeatureScore score(Model& model, data::Loader<data::AnySource>& loader) {
+  FeatureScore score(Model& model, data::Loader<data::AnySource>& loader, distributed::Group& group) {
     FeatureScore out;
-    out.trained_usage = take_usage();
+    out.trained_usage = take_usage(group);
     const KeepModes keep(model);
     const at::NoGradGuard no_grad;
     model.eval();
     std::vector<Monitor> monitors;
-    std::vector<at::Tensor> iou;
+    ScoredRows iou;
     loader.start(0);
     while (auto batch = loader.next()) {
       const DeviceBatch data = to_device(std::move(*batch), device_);
       const auto answer = model.forward(data.images);
-      iou.push_back(image_iou(answer.maps.logits, data.masks));
+      iou.add(image_iou(answer.maps.logits, data.masks), data.indices);
       monitors.resize(answer.routing.size());
       for (std::size_t i = 0; i < monitors.size(); ++i) monitors[i].observe(answer.routing[i]);
     }
-    TORCH_CHECK(!iou.empty(), "FeatureLevelTask: the validation set gave no picture");
-    out.iou = at::cat(iou).mean().template item<double>();
-    for (const Monitor& monitor : monitors) out.levels.push_back(monitor.report());
+    out.iou = iou.of_all_ranks(group).mean().template item<double>();
+    for (const Monitor& monitor : monitors) out.levels.push_back(gathered(monitor, group).report());
     return out;
   }
 
@@ -124,12 +124,13 @@ class FeatureLevelTask {
     for (std::size_t i = 0; i < routing.size(); ++i) counts[i].add_(routing[i].counts);
   }
 
-  /// The shares of each level's experts over all replicas, nothing where nothing was trained; starts anew.
-  std::vector<std::vector<double>> take_usage() {
+  /// The shares of each level's experts over all replicas and ranks, nothing where nothing was trained; starts anew.
+  std::vector<std::vector<double>> take_usage(distributed::Group& group) {
     std::vector<std::vector<double>> out;
     for (std::size_t i = 0; i < counts_.front().size(); ++i) {
       at::Tensor total = counts_.front()[i].to(at::kDouble);
       for (std::size_t r = 1; r < counts_.size(); ++r) total = total + counts_[r][i];
+      group.sum(total);
       const at::Tensor share = (total / total.sum().clamp_min(1)).to(at::kCPU);
       if (share.sum().template item<double>() == 0) return {};
       out.emplace_back(share.template const_data_ptr<double>(), share.template const_data_ptr<double>() + share.numel());

@@ -37,9 +37,13 @@ class LateScalar {
   /// The value pushed before the last one; nothing where there is none.
   std::optional<double> before() {
     if (pushed_ < 2) return std::nullopt;
-    Slot& slot = slots_[pushed_ % 2];
-    if (slot.done) slot.done->synchronize();
-    return *slot.host.const_data_ptr<double>();
+    return read(slots_[pushed_ % 2]);
+  }
+
+  /// The value pushed last; nothing where there is none. Synchronises: with that push.
+  std::optional<double> last() {
+    if (pushed_ < 1) return std::nullopt;
+    return read(slots_[(pushed_ + 1) % 2]);
   }
 
  private:
@@ -47,6 +51,11 @@ class LateScalar {
     at::Tensor host;
     std::optional<c10::Event> done;
   };
+
+  static double read(Slot& slot) {
+    if (slot.done) slot.done->synchronize();
+    return *slot.host.const_data_ptr<double>();
+  }
 
   at::Device device_;
   std::array<Slot, 2> slots_;

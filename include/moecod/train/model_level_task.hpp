@@ -54,7 +54,9 @@ class ModelLevelTask {
     return total_loss(stage_.objective, out, losses, *responsibility_[std::size_t(replica)], masks, progress);
   }
 
-  Validation score(Model& model, data::Loader<data::AnySource>& loader) { return validate(model, loader, device_); }
+  Validation score(Model& model, data::Loader<data::AnySource>& loader, distributed::Group& group) {
+    return validate(model, loader, device_, group);
+  }
 
   /// R.mean, R.spread, R.seen of each replica R's responsibilities.
   StateDict state() const {

@@ -48,14 +48,14 @@ inline std::string progress_line(const std::string& label, int64_t done, int64_t
 
 /// Progress of a loop, with rate and time left: a line that moves when `out` is a terminal, at most ten times a
 /// second; otherwise, as in a log file, a line of its own every `interval` seconds. Both end with a full line.
-/// Needs no LibTorch; never throws.
+/// With no `out` it shows nothing. Needs no LibTorch; never throws.
 class Progress {
  public:
   Progress(std::string label, int64_t total, std::FILE* out = stderr, double interval = 30)
       : label_(std::move(label)),
         total_(total),
         out_(out),
-        terminal_(::isatty(::fileno(out)) == 1),
+        terminal_(out != nullptr && ::isatty(::fileno(out)) == 1),
         interval_(terminal_ ? 0.1 : interval),
         start_(Clock::now()),
         shown_(start_) {}
@@ -85,6 +85,7 @@ class Progress {
   using Clock = std::chrono::steady_clock;
 
   void show(bool end_line) {
+    if (out_ == nullptr) return;
     const double seconds = std::chrono::duration<double>(Clock::now() - start_).count();
     const std::string line = progress_line(label_, done_, total_, seconds, note_, terminal_ ? columns() : 200);
     std::fprintf(out_, "%s%s%s", terminal_ ? "\r\x1b[K" : "", line.c_str(), end_line ? "\n" : "");

@@ -20,6 +20,9 @@ class StopSignal {
 
   bool requested() const { return requested_ != 0; }
 
+  /// Forgets a signal that has been answered.
+  void clear() { requested_ = 0; }
+
  private:
   static inline volatile std::sig_atomic_t requested_ = 0;
 };

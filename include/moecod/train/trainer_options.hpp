@@ -12,7 +12,7 @@ namespace moecod::train {
 /// How a stage is trained, whichever it is.
 struct TrainerOptions {
   int64_t epochs = 40;
-  int64_t batch_size = 12;           ///< pictures a micro-batch
+  int64_t batch_size = 12;           ///< pictures a micro-batch and rank
   int64_t accumulation_steps = 1;    ///< micro-batches an optimizer step
   int64_t size = 448;                ///< side of the pictures, pixels
   int64_t small_size = 0;            ///< side in the first half of the epochs; 0: size
@@ -27,6 +27,7 @@ struct TrainerOptions {
   bool amp = true;                   ///< mixed precision on GPUs
   int64_t workers = 2;               ///< threads that make batches
   int64_t replicas = 1;              ///< threads that each train a share of every micro-batch (train/replicas.hpp)
+  bool sync_bn = false;              ///< batch statistics over all ranks
   std::string augment = "strong";
   int64_t stop_after = 0;            ///< epochs of this run, after which it ends and may be resumed; 0: all
   int64_t max_bad_steps = 50;        ///< steps in a row without a finite gradient that end the run
@@ -34,7 +35,7 @@ struct TrainerOptions {
 
   static constexpr auto options = std::make_tuple(
       option(&TrainerOptions::epochs, "epochs", "passes over the training set", at_least(1)),
-      option(&TrainerOptions::batch_size, "batch-size", "pictures a micro-batch", at_least(1)),
+      option(&TrainerOptions::batch_size, "batch-size", "pictures a micro-batch, of each rank", at_least(1)),
       option(&TrainerOptions::accumulation_steps, "accumulation-steps", "micro-batches an optimizer step", at_least(1)),
       option(&TrainerOptions::size, "img-size", "side of the pictures in pixels, a multiple of 32", at_least(32)),
       option(&TrainerOptions::small_size, "small-size",
@@ -51,6 +52,7 @@ struct TrainerOptions {
       option(&TrainerOptions::workers, "num-workers", "threads that make batches", at_least(0)),
       option(&TrainerOptions::replicas, "replicas",
              "threads that each train a share of every micro-batch, as ranks would; on the CPU", at_least(1)),
+      option(&TrainerOptions::sync_bn, "sync-bn", "batch statistics over the pictures of all ranks"),
       option(&TrainerOptions::augment, "augment", "augmentation of training pictures",
              choices("none", "sinet_v2", "zoomnext", "strong")),
       option(&TrainerOptions::stop_after, "stop-after", "end this run after so many epochs, to be resumed; 0 for all",

@@ -14,6 +14,7 @@
 #include "moecod/moe/monitor.hpp"
 #include "moecod/train/batch.hpp"
 #include "moecod/train/image_iou.hpp"
+#include "moecod/train/scored_rows.hpp"
 
 namespace moecod::train {
 
@@ -49,13 +50,14 @@ struct Validation {
 };
 
 /// Scores every expert and the mixture, in eval mode and without gradients; modes are put back as they were.
-/// Synchronises. Errors: what the loader throws.
+/// The loader gives each rank of a group its own share of the set; all ranks get the score of the whole, to the last digit
+/// of the IoUs what one process would get. Synchronises. Errors: what the loader throws.
 template <class Model, data::source Source>
-Validation validate(Model& model, data::Loader<Source>& loader, at::Device device) {
+Validation validate(Model& model, data::Loader<Source>& loader, at::Device device, distributed::Group& group) {
   const KeepModes keep(model);
   model.eval();
   Monitor monitor;
-  std::vector<at::Tensor> rows;
+  ScoredRows rows;
   loader.start(0);
   while (auto batch = loader.next()) {
     const DeviceBatch data = to_device(std::move(*batch), device);
@@ -68,18 +70,17 @@ Validation validate(Model& model, data::Loader<Source>& loader, at::Device devic
     }
     columns.push_back(image_iou(answers.routed(), data.masks));
     columns.push_back(image_iou(answers.mean(everyone), data.masks));
-    rows.push_back(at::stack(columns, 1));
+    rows.add(at::stack(columns, 1), data.indices);
     const bool labelled = std::all_of(data.regimes.begin(), data.regimes.end(), [](int64_t r) { return r >= 0; });
     monitor.observe(answers.routing, labelled ? data.regimes : std::vector<int64_t>{});
   }
-  TORCH_CHECK(!rows.empty(), "validate: the validation set gave no picture");
-  const at::Tensor mean = at::cat(rows).mean(0).to(at::kCPU, at::kDouble);
+  const at::Tensor mean = rows.of_all_ranks(group).mean(0).to(at::kCPU, at::kDouble);
   Validation out;
   const double* value = mean.template const_data_ptr<double>();
   out.experts.assign(value, value + Model::num_experts);
   out.ensemble = value[Model::num_experts];
   out.uniform = value[Model::num_experts + 1];
-  out.routing = monitor.report();
+  out.routing = gathered(monitor, group).report();
   return out;
 }
 

@@ -30,14 +30,25 @@ void for_each_part(Parts& parts, F&& f) {
   }
 }
 
-/// Zero gradients for the experts without rows, whichever of the other experts' outputs the loss looks at.
+template <class Parts>
+auto& first_part(Parts& parts) {
+  if constexpr (tree::product<Parts>) {
+    return std::get<0>(parts);
+  } else {
+    return parts.front();
+  }
+}
+
+/// Zero gradients for the experts without rows, whichever of the other experts' outputs the loss looks at: for their
+/// parameters, or for the outputs of those that ran on no rows all the same.
 template <class Experts, class Parts>
 void attach_idle(const Experts& experts, Parts& parts) {
   std::vector<at::Tensor> idle;
   int64_t e = 0;
   for_each_part(parts, [&](auto& part) {
     if (part.empty())
-      for (const at::Tensor& parameter : experts.parameters_of(e)) idle.push_back(parameter);
+      for (const at::Tensor& tensor : experts.run_idle ? tree::leaves(part.output) : experts.parameters_of(e))
+        idle.push_back(tensor);
     ++e;
   });
   for_each_part(parts, [&](auto& part) {
@@ -60,7 +71,9 @@ auto execute(Experts& experts, const X& x, const Routing& routing, Run&& run) {
   auto parts = experts.visit(x, [&](int64_t e, const auto& input, auto&& run_expert) {
     using Output = std::remove_cvref_t<decltype(run_expert(input))>;
     experts::Part<Output> part{rows.slice(0, bounds[e], bounds[e + 1]), weights.slice(0, bounds[e], bounds[e + 1]), {}};
-    if (!part.empty()) part.output = run(run_expert, gather(input, plan, bounds[e], bounds[e + 1]));
+    // Without any row the first expert runs on none, for the shape of the output.
+    if (!part.empty() || experts.run_idle || (e == 0 && routing.assignments == 0))
+      part.output = run(run_expert, gather(input, plan, bounds[e], bounds[e + 1]));
     return part;
   });
   detail::attach_idle(experts, parts);
@@ -68,6 +81,7 @@ auto execute(Experts& experts, const X& x, const Routing& routing, Run&& run) {
   detail::for_each_part(parts, [&](auto& part) {
     if (!part.empty()) primary.push_back(tree::primary(part.output));
   });
+  if (primary.empty()) primary.push_back(tree::primary(detail::first_part(parts).output));
   const at::Tensor y = combine(primary.size() == 1 ? primary.front() : at::cat(primary), routing.weights, plan);
   auto joined = Experts::join(parts);
   return Executed<decltype(joined)>{y, std::move(joined)};

@@ -36,21 +36,12 @@ struct Masked {
       const at::Tensor term = out.to(wide) * weights_like(part.weights, out).to(wide);
       y = y.defined() ? y + term : term;
     });
-    y = y.to(tree::primary(first(parts).output).scalar_type());
+    y = y.to(tree::primary(detail::first_part(parts).output).scalar_type());
     auto joined = Experts::join(parts);
     return Executed<decltype(joined)>{y, std::move(joined)};
   }
 
  private:
-  template <class Parts>
-  static auto& first(Parts& parts) {
-    if constexpr (tree::product<Parts>) {
-      return std::get<0>(parts);
-    } else {
-      return parts.front();
-    }
-  }
-
   /// w [N] in a shape that multiplies `out`: one weight a row, or one a position of each image.
   static at::Tensor weights_like(const at::Tensor& w, const at::Tensor& out) {
     if (w.size(0) == out.size(0)) return moecod::detail::as_rows(w, out);

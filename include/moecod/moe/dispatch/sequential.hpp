@@ -15,6 +15,8 @@ struct Sequential {
 
   template <class Experts, class X>
   static auto run(Experts& experts, const X& x, const Routing& routing) {
+    TORCH_CHECK(!experts.run_idle, "dispatch::Sequential runs an expert once a row, and so not equally often on all ranks: "
+                "synchronised batch statistics need another dispatcher");
     return execute(experts, x, routing, [](auto& run_expert, const auto& rows) {
       std::vector<std::remove_cvref_t<decltype(run_expert(rows))>> out;
       for (int64_t i = 0, n = tree::rows(rows); i < n; ++i)

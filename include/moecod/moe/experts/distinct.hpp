@@ -19,7 +19,7 @@ namespace moecod {
 /// Each may read another part of the input (its static function `input`) and return another tree; what they have in
 /// common is the shape of the primary output.
 template <class... Experts>
-class Distinct : public torch::nn::Module {
+class Distinct : public torch::nn::Module, public experts::Execution {
   static_assert(sizeof...(Experts) >= 1, "moecod: Distinct<Experts...> needs at least one expert");
   template <class First, class...>
   struct first {
@@ -77,8 +77,6 @@ class Distinct : public torch::nn::Module {
   auto& get() {
     return *experts_[boost::hana::size_c<I>];
   }
-
-  bool recompute = false;
 
  private:
   using Pointers = boost::hana::tuple<std::shared_ptr<Experts>...>;

@@ -1,6 +1,8 @@
 #pragma once
 #include <ATen/ops/cat.h>
+#include <torch/csrc/autograd/variable.h>
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <type_traits>
@@ -10,6 +12,7 @@
 #include "moecod/core/state.hpp"
 #include "moecod/layers/stack.hpp"
 #include "moecod/moe/experts/run.hpp"
+#include "moecod/moe/experts/spread.hpp"
 #include "moecod/moe/kind.hpp"
 
 namespace moecod {
@@ -30,6 +33,7 @@ experts::Part<Output> join_parts(const std::vector<experts::Part<Output>>& parts
     weights.push_back(part.weights);
     outputs.push_back(part.output);
   }
+  if (outputs.empty()) return parts.front();
   return {at::cat(rows), at::cat(weights), tree::cat(outputs)};
 }
 
@@ -41,7 +45,7 @@ experts::Part<Output> join_parts(const std::vector<experts::Part<Output>>& parts
 /// Batched run one slice of it. Any other module is stored N times. Files hold one expert a key (`experts.3.conv1.weight`)
 /// either way. Stacked experts start bitwise equal to N single ones made one after another from the same seed.
 template <class Expert, int64_t N>
-class Replicated : public torch::nn::Module {
+class Replicated : public torch::nn::Module, public experts::Execution {
   static_assert(N >= 1, "moecod: Replicated<Expert, N> needs N >= 1");
 
  public:
@@ -78,15 +82,13 @@ class Replicated : public torch::nn::Module {
 
   Expert& operator[](int64_t e) { return *experts_.at(e); }
 
-  bool recompute = false;
-
  private:
   std::vector<std::shared_ptr<Expert>> experts_;
 };
 
 template <class Expert, int64_t N>
   requires rebindable<Expert>
-class Replicated<Expert, N> : public torch::nn::Module, public StackedStorage {
+class Replicated<Expert, N> : public torch::nn::Module, public experts::Spread, public experts::Execution {
   static_assert(N >= 1, "moecod: Replicated<Expert, N> needs N >= 1");
 
  public:
@@ -115,12 +117,27 @@ class Replicated<Expert, N> : public torch::nn::Module, public StackedStorage {
     }
   }
 
-  int64_t stack_size() const override { return N; }
+  int64_t stack_size() const override { return held_; }
+  int64_t first_expert() const override { return first_; }
 
+  void hold(int64_t first, int64_t count, const std::function<at::Tensor(const at::Tensor&)>& each) override {
+    const torch::NoGradGuard no_grad;
+    for (at::Tensor& parameter : stack_->parameters()) {
+      parameter.mutable_grad() = at::Tensor();
+      parameter.set_data(each(parameter));
+      // A graph that somebody still holds keeps a node that expects gradients of the old shape.
+      torch::autograd::impl::set_grad_accumulator(parameter, {});
+    }
+    for (at::Tensor& buffer : stack_->buffers()) buffer.set_data(each(buffer));
+    first_ = first;
+    held_ = count;
+  }
+
+  /// Calls f(e, input of x, run) for each expert held here, where run(input) runs it; returns the results in order.
   template <class X, class F>
   auto visit(const X& x, F&& f) {
     std::vector<parts<X>> out;
-    for (int64_t e = 0; e < N; ++e)
+    for (int64_t e = 0; e < held_; ++e)
       out.push_back(f(e, experts::input_of(*stack_, x),
                       [&](const auto& in) { return experts::run(*stack_, in, recompute, Group::one(e)); }));
     return out;
@@ -131,7 +148,7 @@ class Replicated<Expert, N> : public torch::nn::Module, public StackedStorage {
     return detail::join_parts(all);
   }
 
-  /// Runs all experts together on rows sorted by expert; offsets [N + 1] int32.
+  /// Runs the experts held here together on rows sorted by expert; offsets [their number + 1] int32.
   template <class X>
   auto run_sorted(const X& sorted, const at::Tensor& offsets) {
     return experts::run(*stack_, sorted, recompute, Group::sorted(offsets));
@@ -147,10 +164,9 @@ class Replicated<Expert, N> : public torch::nn::Module, public StackedStorage {
 
   Stack& stack() { return *stack_; }
 
-  bool recompute = false;
-
  private:
   std::shared_ptr<Stack> stack_;
+  int64_t first_ = 0, held_ = N;
 };
 
 }  // namespace moecod

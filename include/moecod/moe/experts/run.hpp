@@ -36,6 +36,16 @@ using input_t =
 template <class Expert, class X>
 using output_t = std::remove_cvref_t<decltype(std::declval<Expert&>().forward(std::declval<const input_t<Expert, X>&>()))>;
 
+/// How the experts of a mixture are executed; a base class of every storage of experts.
+struct Execution {
+  virtual ~Execution() = default;
+
+  bool recompute = false;  ///< compute activations anew in the backward pass instead of keeping them
+  /// Also run an expert that has no rows, on none: its layers then take part in what ranks do together, such as
+  /// synchronised batch statistics (distributed/synchronise_statistics.hpp).
+  bool run_idle = false;
+};
+
 /// Runs an expert, with its activations kept for the backward pass or computed anew there. What an expert does in a
 /// member `prepare(in)`, such as calling a shared encoder, is never repeated: it may use parameters that are not the
 /// expert's own.

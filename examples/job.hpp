@@ -1,0 +1,76 @@
+#pragma once
+// Where a trainer runs: one process, or one of those that torchrun or mpirun started.
+
+#include <c10/util/Exception.h>
+
+#include <chrono>
+#include <cstdint>
+#include <iostream>
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "examples/device.hpp"
+#include "moecod/core/options.hpp"
+#include "moecod/distributed/open.hpp"
+#include "moecod/train/checkpoint.hpp"
+
+namespace moecod::examples {
+
+struct JobOptions {
+  std::string device = "auto";
+  bool use_ddp = false;
+  int64_t ddp_timeout = 600;
+
+  static constexpr auto options = std::make_tuple(
+      option(&JobOptions::device, "device", "where to train", choices("auto", "cpu", "cuda")),
+      option(&JobOptions::use_ddp, "use-ddp", "one of several processes: on GPUs under torchrun, on CPUs under mpirun"),
+      option(&JobOptions::ddp_timeout, "ddp-timeout",
+             "seconds after which a rank that the others do not answer gives up (NCCL)", at_least(1)));
+};
+
+struct Job {
+  std::shared_ptr<distributed::Group> group = std::make_shared<distributed::Alone>();
+  at::Device device = at::kCPU;
+
+  bool writes() const { return group->rank() == 0; }  ///< files and terminal are rank 0's
+};
+
+/// Joins the other processes. Those of rank > 0 say nothing on standard output from here on.
+/// Errors: c10::Error if --use-ddp and the launcher do not agree; what distributed::open_group throws.
+inline Job open_job(const JobOptions& options) {
+  const std::optional<distributed::Ranks> ranks = distributed::Ranks::from_environment();
+  if (!options.use_ddp) {
+    TORCH_CHECK(!ranks || ranks->world == 1, "a launcher started ", ranks->world, " processes: they need --use-ddp");
+    return {.device = device_named(options.device)};
+  }
+  TORCH_CHECK(ranks, "--use-ddp: no launcher started this process; on GPUs use torchrun, on CPUs mpirun");
+  const bool cuda = options.device == "cuda" || (options.device == "auto" && ranks->launcher == distributed::Ranks::Launcher::torchrun);
+  Job job;
+  job.group = distributed::open_group(*ranks, cuda ? c10::DeviceType::CUDA : c10::DeviceType::CPU,
+                                      std::chrono::seconds(options.ddp_timeout));
+  if (cuda) job.device = at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(ranks->local_rank));
+  if (!job.writes()) std::cout.setstate(std::ios_base::failbit);
+  return job;
+}
+
+/// The checkpoint under a stem, read by rank 0 first: reading finishes a save that was cut off.
+inline train::Checkpoint load_checkpoint(const Job& job, const std::string& stem) {
+  if (!job.writes()) job.group->barrier();
+  train::Checkpoint out = train::load_checkpoint(stem);
+  if (job.writes()) job.group->barrier();
+  return out;
+}
+
+/// "PROGRAM: " or, of several processes, "PROGRAM: rank 1: ", to begin an error with.
+inline std::string error_prefix(const std::string& program) {
+  try {
+    const std::optional<distributed::Ranks> ranks = distributed::Ranks::from_environment();
+    if (ranks && ranks->world > 1) return program + ": rank " + std::to_string(ranks->rank) + ": ";
+  } catch (const std::exception&) {  // is what the error is about
+  }
+  return program + ": ";
+}
+
+}  // namespace moecod::examples
