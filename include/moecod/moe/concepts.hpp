@@ -46,6 +46,12 @@ concept selects = requires(const at::Tensor& t, bool training) {
   { S::select(t, t, training) } -> std::same_as<Routing>;
 };
 
+/// Selections that add the logit bias themselves, so that it costs no launch of its own.
+template <class S>
+concept adds_logit_bias = requires(const at::Tensor& t, bool training) {
+  { S::select(t, t, training, t) } -> std::same_as<Routing>;
+};
+
 template <class S>
 concept counts_assignments = requires(std::int64_t n) {
   { S::assignments(n, n) } -> std::convertible_to<std::int64_t>;

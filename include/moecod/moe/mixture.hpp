@@ -137,10 +137,17 @@ class Mixture : public torch::nn::Module {
     TORCH_CHECK(logits.dim() == 2 && logits.size(1) == num_experts, "Mixture: the router must return logits [N, ",
                 num_experts, "], got ", logits.sizes());
     if (logits.scalar_type() != at::kDouble) logits = logits.to(at::kFloat);
-    at::Tensor biased = logits, selection_bias;
-    if constexpr (has_logit_bias<Balance>) biased = logits + balance->logit_bias();
+    at::Tensor selection_bias;
     if constexpr (has_selection_bias<Balance>) selection_bias = balance->selection_bias();
-    Routing routing = Select::select(biased, selection_bias, router->is_training());
+    Routing routing = [&] {
+      if constexpr (!has_logit_bias<Balance>) {
+        return Select::select(logits, selection_bias, router->is_training());
+      } else if constexpr (adds_logit_bias<Select>) {
+        return Select::select(logits, selection_bias, router->is_training(), balance->logit_bias());
+      } else {
+        return Select::select(logits + balance->logit_bias(), selection_bias, router->is_training());
+      }
+    }();
     routing.logits = logits;
     if constexpr (counts_load<Balance>) {
       if (balance->is_training()) balance->count(routing);

@@ -11,8 +11,11 @@
 
 #include <cstdint>
 #include <limits>
+#include <tuple>
 #include <utility>
 #include <vector>
+
+#include "moecod/core/operators.hpp"
 
 namespace moecod {
 
@@ -111,9 +114,26 @@ struct Routing {
   }
 };
 
+namespace detail {
+
+/// order, offsets and position of a plan, of LibTorch's operations. experts [N, S], counts [E].
+inline std::tuple<at::Tensor, at::Tensor, at::Tensor> plan(const at::Tensor& experts, const at::Tensor& counts,
+                                                           int64_t assignments) {
+  const at::Tensor flat = experts.reshape({-1});
+  const at::Tensor key = at::where(flat.ge(0), flat, at::full({}, counts.size(0), flat.options()));
+  const at::Tensor sorted = std::get<1>(at::sort(key, /*stable=*/true, /*dim=*/0, /*descending=*/false));
+  const at::Tensor rank = at::zeros_like(sorted).scatter_(0, sorted, at::arange(sorted.numel(), sorted.options()));
+  return {sorted.slice(0, 0, assignments).to(at::kInt),
+          at::cat({at::zeros({1}, counts.options()), counts.cumsum(0)}).to(at::kInt),
+          at::where(flat.ge(0), rank, at::full({}, -1, rank.options())).view_as(experts).to(at::kInt)};
+}
+
+}  // namespace detail
+
 /// The used slots sorted by expert, ties by slot. M = routing.assignments, E experts.
 ///
-/// Made of stable sorts and cumulative sums on the routing's device: deterministic, and it does not synchronise.
+/// Made on the routing's device, of stable sorts and cumulative sums or by the operator of `moecod::cuda`:
+/// deterministic, and it does not synchronise.
 struct Plan {
   at::Tensor order;     ///< [M] int32: slot n*S + s of each sorted assignment
   at::Tensor offsets;   ///< [E + 1] int32: assignments of expert e are offsets[e] to offsets[e + 1]
@@ -121,16 +141,15 @@ struct Plan {
   int64_t slots = 1;    ///< S
 
   explicit Plan(const Routing& routing) : slots(routing.slots()) {
-    const at::Tensor flat = routing.experts.reshape({-1});
-    TORCH_CHECK(flat.numel() <= std::numeric_limits<int32_t>::max(), "Plan: at most 2^31 - 1 slots, got ",
-                flat.numel());
-    const at::Tensor key = at::where(flat.ge(0), flat, at::full({}, routing.num_experts(), flat.options()));
-    const at::Tensor sorted = std::get<1>(at::sort(key, /*stable=*/true, /*dim=*/0, /*descending=*/false));
-    const at::Tensor rank = at::zeros_like(sorted).scatter_(0, sorted, at::arange(sorted.numel(), sorted.options()));
-    order = sorted.slice(0, 0, routing.assignments).to(at::kInt);
-    position = at::where(flat.ge(0), rank, at::full({}, -1, rank.options())).view_as(routing.experts).to(at::kInt);
-    offsets = at::cat({at::zeros({1}, routing.counts.options()), routing.counts.cumsum(0)}).to(at::kInt);
+    TORCH_CHECK(routing.experts.numel() <= std::numeric_limits<int32_t>::max(), "Plan: at most 2^31 - 1 slots, got ",
+                routing.experts.numel());
+    const auto* plan = operators::find_for<operators::Plan>(routing.experts);
+    std::tie(order, offsets, position) =
+        plan ? plan->call(routing.experts, routing.num_experts(), routing.assignments)
+             : detail::plan(routing.experts, routing.counts, routing.assignments);
   }
+
+  int64_t assignments() const { return order.size(0); }
 
   /// The row of each sorted assignment, [M] int64.
   at::Tensor rows() const { return order.to(at::kLong).floor_divide(slots); }

@@ -72,7 +72,8 @@ auto execute(Experts& experts, const X& x, const Routing& routing, Run&& run) {
     using Output = std::remove_cvref_t<decltype(run_expert(input))>;
     experts::Part<Output> part{rows.slice(0, bounds[e], bounds[e + 1]), weights.slice(0, bounds[e], bounds[e + 1]), {}};
     // Without any row the first expert runs on none, for the shape of the output.
-    if (!part.empty() || experts.run_idle || (e == 0 && routing.assignments == 0)) part.output = run(run_expert, gather(input, part.rows));
+    if (!part.empty() || experts.run_idle || (e == 0 && routing.assignments == 0))
+      part.output = run(run_expert, gather(input, plan, bounds[e], bounds[e + 1]));
     return part;
   });
   detail::attach_idle(experts, parts);

@@ -19,7 +19,7 @@ struct Grouped {
     typename Experts::template parts<X> part;
     part.rows = plan.rows();
     part.weights = routing.weights.reshape({-1}).index_select(0, plan.order.to(at::kLong));
-    part.output = experts.run_sorted(gather(experts.input(x), part.rows), plan.offsets);
+    part.output = experts.run_sorted(gather(experts.input(x), plan), plan.offsets);
     const at::Tensor y = combine(tree::primary(part.output), routing.weights, plan);
     return Executed<decltype(part)>{y, std::move(part)};
   }

@@ -1,0 +1,66 @@
+"""Tables of the benchmarks bench_gpu_*: one a group, each case with its byte floor and LibTorch's time.
+
+    python bench/gpu_table.py bench/results/gpu_routing.json
+    python bench/gpu_table.py --trim FILE      also drops from the file what says nothing about the GPU
+"""
+
+import json
+import sys
+
+CONTEXT = ("date", "device", "multiprocessors", "commit", "libtorch", "copy_bandwidth_GBs")
+FIELDS = ("name", "real_time", "time_unit", "bytes", "floor_us", "error_occurred", "error_message")
+
+
+def parse(name):
+    """'plan/N:64/E:6/by:kernel/...' -> ('plan', 'N 64, E 6', 'kernel')."""
+    group, *parts = name.split("/")
+    fields = dict(part.split(":", 1) for part in parts if ":" in part)
+    fields.pop("iterations", None)
+    by = fields.pop("by")
+    return group, ", ".join(f"{key} {value}" for key, value in fields.items()), by
+
+
+def number(value):
+    if value is None:
+        return ""
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def trimmed(report):
+    return {"context": {key: report["context"][key] for key in CONTEXT if key in report["context"]},
+            "benchmarks": [{key: entry[key] for key in FIELDS if key in entry} for entry in report["benchmarks"]]}
+
+
+def print_tables(report):
+    groups = {}
+    for entry in report["benchmarks"]:
+        group, case, by = parse(entry["name"])
+        row = groups.setdefault(group, {}).setdefault(case, {})
+        row[by] = None if entry.get("error_occurred") else entry["real_time"]
+        row["floor"] = entry.get("floor_us")
+    print(", ".join(f"{key} {value}" for key, value in report["context"].items() if key in CONTEXT))
+    for group, cases in groups.items():
+        eager = any("kernel_eager" in row for row in cases.values())
+        head = ["case", "µs", "floor µs", "floor / time", "LibTorch µs", "times faster"] + ["eager µs"] * eager
+        print(f"\n### {group}\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
+        for case, row in cases.items():
+            time, floor, libtorch = row.get("kernel"), row["floor"], row.get("libtorch")
+            cells = [case, number(time), number(floor), f"{100 * floor / time:.0f} %" if time else "",
+                     number(libtorch), f"{libtorch / time:.1f}" if time and libtorch else ""]
+            print(f"| {' | '.join(cells + [number(row.get('kernel_eager'))] * eager)} |")
+
+
+def main(*arguments):
+    path = arguments[-1]
+    with open(path) as file:
+        report = json.load(file)
+    if "--trim" in arguments:
+        report = trimmed(report)
+        with open(path, "w") as file:
+            json.dump(report, file, indent=1)
+            file.write("\n")
+    print_tables(report)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

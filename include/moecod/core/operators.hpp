@@ -1,0 +1,73 @@
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <atomic>
+#include <optional>
+#include <string_view>
+#include <tuple>
+
+/// The operators of `moecod::cuda`, found at run time.
+///
+/// A program that links `moecod::cuda`, or loads its library, has registered `torch.ops.moecod.*`; functions here then
+/// use them for tensors on CUDA, and LibTorch's operations else, with the same results. No header asks at compile time
+/// whether the library is there, so objects compiled with and without it mix.
+namespace moecod::operators {
+
+struct Select {
+  static constexpr const char* name = "moecod::select";
+  /// (logits, logit_bias, selection_bias, k, gate) -> scores, experts, weights, counts
+  using signature = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>(
+      const at::Tensor&, const std::optional<at::Tensor>&, const std::optional<at::Tensor>&, int64_t, std::string_view);
+};
+
+struct Plan {
+  static constexpr const char* name = "moecod::plan";
+  /// (experts, num_experts, assignments) -> order, offsets, position
+  using signature = std::tuple<at::Tensor, at::Tensor, at::Tensor>(const at::Tensor&, int64_t, c10::SymInt);
+};
+
+struct Gather {
+  static constexpr const char* name = "moecod::gather";
+  /// (x, order, position, first) -> rows of x
+  using signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, c10::SymInt);
+};
+
+struct Combine {
+  static constexpr const char* name = "moecod::combine";
+  /// (sorted, weights, order, position) -> y
+  using signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&);
+};
+
+struct Fallbacks {
+  static constexpr const char* name = "moecod::fallbacks";
+  using signature = int64_t();
+};
+
+/// The operator, or null while no library has registered it. Libraries with operators are not to be unloaded.
+template <class Operator>
+const c10::TypedOperatorHandle<typename Operator::signature>* find() {
+  using Handle = c10::TypedOperatorHandle<typename Operator::signature>;
+  static std::atomic<const Handle*> cached{nullptr};
+  if (const Handle* handle = cached.load(std::memory_order_acquire)) return handle;
+  const auto found = c10::Dispatcher::singleton().findSchema({Operator::name, ""});
+  if (!found) return nullptr;
+  static const Handle handle = found->template typed<typename Operator::signature>();
+  cached.store(&handle, std::memory_order_release);
+  return &handle;
+}
+
+/// The operator if it is registered and works where `tensor` is; null else.
+template <class Operator>
+const c10::TypedOperatorHandle<typename Operator::signature>* find_for(const at::Tensor& tensor) {
+  return tensor.is_cuda() ? find<Operator>() : nullptr;
+}
+
+/// How many calls on CUDA had shapes or types that no kernel takes, and so ran LibTorch's operations; 0 without the
+/// library. Of the process, since its start.
+inline int64_t fallbacks() {
+  const auto* count = find<Fallbacks>();
+  return count ? count->call() : 0;
+}
+
+}  // namespace moecod::operators

@@ -1,0 +1,79 @@
+// A whole mixture over the operators: against the CPU, without waiting for the device, and on the CPU without them.
+#include "moecod/expert/mlp.hpp"
+#include "moecod/moe/balance/ema_bias.hpp"
+#include "moecod/moe/balance/loss_free.hpp"
+#include "moecod/moe/dispatch/batched.hpp"
+#include "moecod/moe/dispatch/grouped.hpp"
+#include "moecod/moe/experts/replicated.hpp"
+#include "moecod/moe/mixture.hpp"
+#include "moecod/moe/router/position.hpp"
+#include "moecod/moe/select/top_k.hpp"
+#include "tests/cuda/on_cuda.hpp"
+
+namespace moecod::on_cuda {
+namespace {
+
+TEST(Operators, AreRegisteredByTheLibrary) {
+  EXPECT_NE(operators::find<operators::Select>(), nullptr);
+  EXPECT_NE(operators::find<operators::Plan>(), nullptr);
+  EXPECT_NE(operators::find<operators::Gather>(), nullptr);
+  EXPECT_NE(operators::find<operators::Combine>(), nullptr);
+}
+
+TEST(Operators, TheCpuKeepsLibTorchsOperations) {
+  const at::Tensor x = at::rand({3, 4});
+  EXPECT_EQ(operators::find_for<operators::Select>(x), nullptr);
+}
+
+template <class Balance, class Dispatch>
+void agrees_with_cpu() {
+  using Mine =
+      Mixture<router::Position, Replicated<expert::Mlp<>, 6>, select::TopK<2>, Balance, Dispatch>;
+  typename Mine::Options options;
+  options.router.channels = options.experts.channels = 16;
+  torch::manual_seed(1);
+  Mine host(options);
+  torch::manual_seed(1);
+  Mine device(options);
+  device.to(at::kCUDA);
+  torch::manual_seed(2);
+  const at::Tensor x = at::randn({300, 16}), weight = at::randn({300, 16});
+  const auto on_host = host.forward(x), on_device = device.forward(x.cuda());
+  EXPECT_TRUE(at::equal(on_host.routing.experts, on_device.routing.experts.cpu()));
+  EXPECT_TRUE(at::equal(on_host.routing.counts, on_device.routing.counts.cpu()));
+  EXPECT_LE(relative_error(on_device.y.cpu(), on_host.y), 1e-4);
+  (on_host.y * weight).sum().backward();
+  (on_device.y * weight.cuda()).sum().backward();
+  for (const auto& p : host.named_parameters())
+    EXPECT_LE(relative_error(device.named_parameters()[p.key()].grad().cpu(), p.value().grad()), 1e-3) << p.key();
+}
+
+TEST(Block, AgreesWithTheCpu_CUDA) {
+  MOECOD_NEEDS_CUDA();
+  const int64_t before = operators::fallbacks();
+  agrees_with_cpu<balance::LossFree, dispatch::Grouped>();
+  agrees_with_cpu<balance::EmaBias, dispatch::Grouped>();
+  agrees_with_cpu<balance::EmaBias, dispatch::Batched>();
+  EXPECT_EQ(operators::fallbacks(), before);
+}
+
+TEST(Block, DecisionAndCombineDoNotWaitForTheDevice_CUDA) {
+  MOECOD_NEEDS_CUDA();
+  const at::Tensor logits = at::randn({4000, 8}, on(at::kFloat)).set_requires_grad(true);
+  const at::Tensor x = at::randn({4000, 64}, on(at::kBFloat16)).set_requires_grad(true);
+  const at::Tensor seed = at::ones({4000, 64}, on(at::kBFloat16));
+  const auto step = [&] {
+    const Routing routing = select::TopK<2>::select(logits, {}, true);
+    const Plan plan(routing);
+    const at::Tensor y = combine(gather(x, plan), routing.weights, plan);
+    return torch::autograd::grad({y}, {logits, x}, {seed});
+  };
+  step();
+  at::globalContext();
+  c10::cuda::warning_state().set_sync_debug_mode(c10::cuda::SyncDebugMode::L_ERROR);
+  EXPECT_NO_THROW(step());
+  c10::cuda::warning_state().set_sync_debug_mode(c10::cuda::SyncDebugMode::L_DISABLED);
+}
+
+}  // namespace
+}  // namespace moecod::on_cuda

@@ -1,0 +1,73 @@
+#pragma once
+#include <ATen/cuda/CUDAGraph.h>
+#include <c10/cuda/CUDAStream.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <vector>
+
+#include "tests/laws/support.hpp"
+
+/// What the tests of kernels share.
+#define MOECOD_NEEDS_CUDA() \
+  if (!torch::cuda::is_available()) GTEST_SKIP() << "no CUDA device"
+
+namespace moecod::on_cuda {
+
+using laws::close;
+using laws::same;
+
+using Tensors = std::vector<at::Tensor>;
+
+inline at::TensorOptions on(at::ScalarType type) { return at::TensorOptions().dtype(type).device(at::kCUDA); }
+
+/// f() gives the same bits every time.
+template <class F>
+void expect_repeats(F&& f, int times = 20) {
+  const Tensors first = f();
+  for (int i = 1; i < times; ++i) {
+    const Tensors again = f();
+    for (std::size_t t = 0; t < first.size(); ++t)
+      ASSERT_TRUE(at::equal(first[t], again[t])) << "result " << t << " changed in run " << i;
+  }
+}
+
+/// f() captured in a graph once; `change` moves its inputs in place, after which a replay must give what f() gives.
+template <class F, class Change>
+void expect_captures(F&& f, Change&& change, int replays = 4) {
+  const auto stream = c10::cuda::getStreamFromPool();
+  const c10::cuda::CUDAStreamGuard on_stream(stream);
+  f();  // what is set up at the first call is not to be captured
+  stream.synchronize();
+  at::cuda::CUDAGraph graph;
+  graph.capture_begin();
+  const Tensors captured = f();
+  graph.capture_end();
+  for (int i = 0; i < replays; ++i) {
+    change(i);
+    graph.replay();
+    stream.synchronize();
+    const Tensors eager = f();
+    for (std::size_t t = 0; t < eager.size(); ++t)
+      ASSERT_TRUE(at::equal(captured[t], eager[t])) << "result " << t << " of replay " << i;
+  }
+}
+
+/// ||a - b|| / ||b|| in float64; NaN is never small.
+inline double relative_error(const at::Tensor& a, const at::Tensor& b) {
+  const at::Tensor x = a.detach().to(at::kDouble), y = b.detach().to(at::kDouble);
+  if (y.numel() == 0) return 0;
+  return ((x - y).norm() / y.norm().clamp_min(1e-30)).item<double>();
+}
+
+/// Logits [N, E] that send rows to experts evenly, by a Zipf law, or all to the first ones.
+enum class Load { uniform, zipf, one };
+inline at::Tensor logits_of(Load load, int64_t rows, int64_t experts) {
+  const at::Tensor noise = at::randn({rows, experts}, on(at::kFloat));
+  if (load == Load::uniform) return noise;
+  const at::Tensor rank = at::arange(experts, on(at::kFloat));
+  return load == Load::zipf ? noise - rank.add(1).log() * 2 : noise - rank * 20;
+}
+
+}  // namespace moecod::on_cuda

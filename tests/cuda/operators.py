@@ -1,0 +1,143 @@
+"""The operators torch.ops.moecod.* from Python: results, gradients, shape functions and autograd registration.
+
+    python tests/cuda/operators.py build/cpu/cuda/libmoecod_cuda.so
+
+Every test runs on the CPU, and on the first GPU where there is one; without it those tests say that they are skipped.
+"""
+
+import sys
+import unittest
+
+import torch
+from torch.library import opcheck
+
+ops = torch.ops.moecod
+GATES = ("softmax_top_k", "top_k_softmax", "sigmoid")
+
+
+def expected_select(logits, logit_bias, selection_bias, k, gate):
+    """The definition in docs/contracts.md, of stock operations."""
+    x = logits if logit_bias is None else logits + logit_bias
+    scores = torch.sigmoid(x) if gate == "sigmoid" else torch.softmax(x, -1)
+    by = scores.detach() if selection_bias is None else scores.detach() + selection_bias
+    chosen = torch.sort(by, dim=1, descending=True, stable=True).indices[:, :k]
+    if gate == "top_k_softmax":
+        weights = torch.softmax(x.gather(1, chosen), -1)
+    else:
+        weights = scores.gather(1, chosen)
+        if gate == "sigmoid":
+            weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-20)
+    return scores, chosen.int(), weights, torch.bincount(chosen.flatten(), minlength=logits.shape[1])
+
+
+class Operators:
+    """What is tested on each device."""
+
+    device = "cpu"
+
+    def setUp(self):
+        torch.manual_seed(1)
+
+    def normal(self, *shape, grad=False):
+        return torch.randn(*shape).to(self.device).requires_grad_(grad)
+
+    def routing(self, rows=37, experts=6, k=2):
+        _, chosen, weights, counts = ops.select(self.normal(rows, experts), None, None, k, "top_k_softmax")
+        return chosen, weights, counts, ops.plan(chosen, experts, rows * k)
+
+    def test_select(self):
+        for gate in GATES:
+            for biased in (False, True):
+                logits, weight = self.normal(53, 7, grad=True), self.normal(53, 3)
+                biases = (self.normal(7), self.normal(7)) if biased else (None, None)
+                out = ops.select(logits, *biases, 3, gate)
+                want = expected_select(logits, *biases, 3, gate)
+                for got, right in zip(out, want):
+                    torch.testing.assert_close(got, right)
+                grads = [torch.autograd.grad((r[0].square().sum() + (r[2] * weight).sum()), logits)[0]
+                         for r in (out, want)]
+                torch.testing.assert_close(*grads)
+                only = [torch.autograd.grad((r[2] * weight).sum(), logits)[0]
+                        for r in (ops.select(logits, *biases, 3, gate), expected_select(logits, *biases, 3, gate))]
+                torch.testing.assert_close(*only)
+
+    def test_logit_bias_gets_its_gradient(self):
+        logits, bias = self.normal(20, 5), self.normal(5, grad=True)
+        got = ops.select(logits, bias, None, 2, "softmax_top_k")[2].square().sum()
+        want = expected_select(logits, bias, None, 2, "softmax_top_k")[2].square().sum()
+        torch.testing.assert_close(torch.autograd.grad(got, bias), torch.autograd.grad(want, bias))
+
+    def test_plan(self):
+        chosen = torch.tensor([[1, 0], [-1, 1], [2, 0]], dtype=torch.int32, device=self.device)
+        order, offsets, position = ops.plan(chosen, 4, 5)
+        self.assertEqual(order.tolist(), [1, 5, 0, 3, 4])
+        self.assertEqual(offsets.tolist(), [0, 2, 4, 5, 5])
+        self.assertEqual(position.tolist(), [[2, 0], [-1, 3], [4, 1]])
+
+    def test_gather_and_combine(self):
+        chosen, weights, _, (order, _, position) = self.routing()
+        x, w = self.normal(37, 5, 3, grad=True), weights.detach().requires_grad_()
+        rows = ops.gather(x, order, position, 0)
+        torch.testing.assert_close(rows, x[order.long() // 2])
+        y = ops.combine(rows * 2, w, order, position)
+        torch.testing.assert_close(y, 2 * x * w.sum(1).view(-1, 1, 1))
+        weight = torch.randn_like(y)
+        got = torch.autograd.grad((y * weight).sum(), (x, w))
+        want = torch.autograd.grad((2 * x * w.sum(1).view(-1, 1, 1) * weight).sum(), (x, w))
+        torch.testing.assert_close(got, want)
+
+    def test_opcheck(self):
+        for gate in GATES:
+            opcheck(ops.select, (self.normal(9, 6, grad=True), self.normal(6), self.normal(6), 2, gate))
+        chosen, weights, _, (order, _, position) = self.routing()
+        opcheck(ops.plan, (chosen, 6, 74))
+        opcheck(ops.gather, (self.normal(37, 4, grad=True), order, position, 0))
+        part = order[5:20]
+        opcheck(ops.gather, (self.normal(37, 4, grad=True), part, position, 5))
+        opcheck(ops.combine, (self.normal(74, 4, grad=True), weights.detach().requires_grad_(), order, position))
+
+    def test_second_derivatives_are_an_error(self):
+        logits = self.normal(5, 4, grad=True)
+        out = ops.select(logits, None, None, 2, "softmax_top_k")[2].square().sum()
+        (grad,) = torch.autograd.grad(out, logits, create_graph=True)
+        with self.assertRaisesRegex(RuntimeError, "not implemented"):
+            grad.sum().backward()
+
+    def test_errors_name_the_argument(self):
+        with self.assertRaisesRegex(RuntimeError, "k must lie in"):
+            ops.select(self.normal(3, 4), None, None, 5, "sigmoid")
+        with self.assertRaisesRegex(RuntimeError, "gate must be"):
+            ops.select(self.normal(3, 4), None, None, 2, "relu")
+        with self.assertRaisesRegex(RuntimeError, "position must be"):
+            ops.gather(self.normal(3, 4), torch.zeros(1, device=self.device).int(),
+                       torch.zeros(3, device=self.device).int(), 0)
+
+
+class OnCpu(Operators, unittest.TestCase):
+    pass
+
+
+@unittest.skipUnless(torch.cuda.is_available(), "no CUDA device")
+class OnCuda(Operators, unittest.TestCase):
+    device = "cuda"
+
+    def test_fallbacks_are_counted(self):
+        before = ops.fallbacks()
+        ops.select(self.normal(4, 300), None, None, 2, "sigmoid")
+        self.assertEqual(ops.fallbacks(), before + 1)
+        ops.select(self.normal(4, 256), None, None, 2, "sigmoid")
+        self.assertEqual(ops.fallbacks(), before + 1)
+
+    def test_compiles(self):
+        chosen, weights, _, (order, _, position) = self.routing()
+        x = self.normal(37, 8)
+
+        def function(x):
+            return ops.combine(ops.gather(x, order, position, 0) * 3, weights, order, position)
+
+        torch.testing.assert_close(torch.compile(function, backend="aot_eager", fullgraph=True)(x), function(x))
+
+
+if __name__ == "__main__":
+    torch.ops.load_library(sys.argv.pop(1))
+    unittest.main(verbosity=2)
