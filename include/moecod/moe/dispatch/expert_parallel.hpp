@@ -64,7 +64,6 @@ struct ExpertParallel {
     if (!experts.ranks) return Inner::run(experts, x, routing);
     distributed::Group& group = *experts.ranks;
     const Plan plan(routing);
-    const at::Tensor rows = plan.rows();
     const Sizes sizes(group, routing.counts, experts.first_expert(), experts.stack_size());
     // Each rank's loss is the mean over its own rows: a parameter here gets the gradients of W losses, and is to get their
     // mean. So gradients are divided by W on their way into the experts and multiplied by it on their way out.
@@ -73,7 +72,7 @@ struct ExpertParallel {
         [&](const at::Tensor& leaf) {
           return moecod::detail::ExchangeFunction::apply(leaf, &group, sizes.send, sizes.receive, world);
         },
-        gather(x, rows));
+        gather(x, plan));
     auto done = Inner::run(experts, received, sizes.routing(routing.weights.options()));
     const at::Tensor home = moecod::detail::ExchangeFunction::apply(done.y, &group, sizes.receive, sizes.send, 1 / world);
     done.y = combine(home, routing.weights, plan);

@@ -1,6 +1,8 @@
 #pragma once
 #include <ATen/ops/sort.h>
 
+#include <optional>
+#include <tuple>
 #include <type_traits>
 
 #include "moecod/core/operators.hpp"
@@ -37,8 +39,9 @@ Routing top_k(const at::Tensor& logits, const at::Tensor& selection_bias, int64_
 /// The selection bias moves the choice only, never the weights.
 ///
 /// One kernel where the operators of `moecod::cuda` are there. Shapes: logits [N, E], bias [E] or undefined -> Routing
-/// with S = K, assignments N*K. Gradients flow through the weights and scores. Synchronises: never. Errors: c10::Error if E < K; K = 1 with a gate that renormalises is a compile error,
-/// since its only weight is always 1 and the router would get no gradient.
+/// with S = K, assignments N*K. Gradients flow through the weights and scores. Synchronises: never. Errors: c10::Error if
+/// E < K; K = 1 with a gate that renormalises is a compile error, since its only weight is always 1 and the router would get
+/// no gradient.
 template <int64_t K, class Gate = std::conditional_t<(K > 1), gate::TopKSoftmax, gate::SoftmaxTopK>>
 struct TopK {
   static_assert(K >= 1, "moecod: select::TopK<K> needs K >= 1");
