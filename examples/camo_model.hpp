@@ -44,8 +44,7 @@ struct CamoOptions {
   int64_t ujsc_width = expert::Ujsc::Options().width;
   bool zoom_resample = false;
   int64_t router_width = router::Pyramid<>::Options().width;
-  double bias_rate = default_rate<Camo::mixture_type::balance_type::Options>();
-  int64_t bias_window = 1;
+  BalanceFlags<Camo::mixture_type::balance_type> balance;
   bool gradient_checkpointing = false;
 
   static constexpr auto options = std::make_tuple(
@@ -61,8 +60,7 @@ struct CamoOptions {
       option(&CamoOptions::zoom_resample, "zoom-resample",
              "ZoomNet-style: resize features instead of encoding the picture at two more scales"),
       option(&CamoOptions::router_width, "router-width", "channels of the router's branches", at_least(1)),
-      option(&CamoOptions::bias_rate, "bias-rate", "step of the balancing bias, in units of its policy", at_least(0)),
-      option(&CamoOptions::bias_window, "bias-window", "optimizer steps per step of the bias", at_least(1)),
+      nested(&CamoOptions::balance),
       option(&CamoOptions::gradient_checkpointing, "gradient-checkpointing",
              "compute activations anew in the backward pass instead of keeping them"));
 };
@@ -77,8 +75,7 @@ inline Camo::Options camo_options(const CamoOptions& o) {
   zoomnet.resample = o.zoom_resample;
   ujsc.width = o.ujsc_width;
   out.mixture.router.width = o.router_width;
-  set_rate(out.mixture.balance, o.bias_rate);
-  set_window(out.mixture.balance, o.bias_window);
+  out.mixture.balance = o.balance;
   out.recompute = o.gradient_checkpointing;
   return out;
 }

@@ -8,6 +8,7 @@
 #include <string>
 #include <tuple>
 
+#include "examples/ablation/settings.hpp"
 #include "examples/policy_options.hpp"
 #include "moecod/backbone/any.hpp"
 #include "moecod/core/options.hpp"
@@ -45,10 +46,8 @@ struct FeatureModelOptions {
   int64_t num_experts = FeatureModel::num_experts;
   int64_t top_k = experts_per_row<FeatureModel::mixture_type>();
   int64_t head_width = FeatureHeadOptions().width;
-  double bias_rate = default_rate<FeatureModel::mixture_type::balance_type::Options>();
-  double bias_decay = default_decay<FeatureModel::mixture_type::balance_type::Options>();
-  double bias_limit = default_limit<FeatureModel::mixture_type::balance_type::Options>();
-  bool deep_supervision = true;
+  BalanceFlags<FeatureModel::mixture_type::balance_type> balance;
+  bool deep_supervision = FeatureModel::head_type::deep_supervision;
   bool gradient_checkpointing = false;
 
   static constexpr auto options = std::make_tuple(
@@ -59,11 +58,8 @@ struct FeatureModelOptions {
       option(&FeatureModelOptions::top_k, "moe-top-k", "experts an image; as compiled",
              between(experts_per_row<FeatureModel::mixture_type>(), experts_per_row<FeatureModel::mixture_type>())),
       option(&FeatureModelOptions::head_width, "head-width", "channels of the head", at_least(8)),
-      option(&FeatureModelOptions::bias_rate, "bias-rate", "step of the balancing bias, in logits", at_least(0)),
-      option(&FeatureModelOptions::bias_decay, "bias-decay", "decay of the usage that the bias follows",
-             between(0, 0.99999)),
-      option(&FeatureModelOptions::bias_limit, "bias-limit", "largest size of the balancing bias, in logits", above(0)),
-      option(&FeatureModelOptions::deep_supervision, "deep-supervision", "the loss looks at the side maps as well"),
+      nested(&FeatureModelOptions::balance),
+      option(&FeatureModelOptions::deep_supervision, "deep-supervision", "the loss looks at side maps as well; as compiled"),
       option(&FeatureModelOptions::gradient_checkpointing, "gradient-checkpointing",
              "compute activations anew in the backward pass instead of keeping them"));
 };
@@ -72,13 +68,15 @@ struct FeatureModelOptions {
 inline FeatureModel::Options feature_options(const FeatureModelOptions& o) {
   TORCH_CHECK(o.sparse, "--no-use-sparse-moe: the variant compiled is sparse; for a dense one make the selection of "
                         "FeatureModel in examples/feature_model.hpp select::Dense<> and build again");
+  constexpr bool deep = FeatureModel::head_type::deep_supervision;
+  TORCH_CHECK(o.deep_supervision == deep, deep ? "--no-deep-supervision" : "--deep-supervision", ": the variant compiled "
+              "is ", deep ? "with" : "without", " deep supervision; for the other one give FeatureModel in "
+              "examples/feature_model.hpp the head FeatureHead<true, true, true, true, 2, ", deep ? "false" : "true",
+              "> and build again");
   FeatureModel::Options out;
   out.backbone.name = o.backbone;
-  set_rate(out.mixture.balance, o.bias_rate);
-  set_decay(out.mixture.balance, o.bias_decay);
-  set_limit(out.mixture.balance, o.bias_limit);
+  out.mixture.balance = o.balance;
   out.head.width = o.head_width;
-  out.head.deep_supervision = o.deep_supervision;
   out.recompute = o.gradient_checkpointing;
   return out;
 }
@@ -88,10 +86,8 @@ inline void apply_model_preset(const std::string& preset, FeatureModelOptions& m
   if (preset == "full") return;
   model.backbone = "pvt_v2_b0";
   model.head_width = 24;
-  // Few steps: the bias must be able to travel, as far as routers' logits go, which are held within +-10.
-  model.bias_rate = 0.1;
-  model.bias_decay = 0.9;
-  model.bias_limit = 20;
+  using Balance = FeatureModel::mixture_type::balance_type;
+  ablation::settle(static_cast<Balance::Options&>(model.balance));  // few steps
 }
 
 /// The key under which a weights file records the options of a feature-level model, as JSON.

@@ -28,8 +28,8 @@ struct FeatureRecipe {
              "--batch-size", at_least(0)),
       option(&FeatureRecipe::router_rate, "router-rate", "the routers' learning rate as a share of --lr", above(0)),
       option(&FeatureRecipe::progressive_unfreeze, "progressive-unfreeze",
-             "let the backbone in from its last stage on: a tenth of the second part's epochs each for the last one and "
-             "the last two"));
+             "let the backbone in from its last stage on: a tenth of the second part's epochs, at least one, each for the "
+             "last one and the last two"));
 };
 
 /// A stage with the options of its trainer.
@@ -65,7 +65,9 @@ inline std::vector<FeatureStage> feature_stages(const std::string& backbone, con
   int64_t left = trainer.epochs - recipe.stage1_epochs;
   if (recipe.progressive_unfreeze) {
     const std::string list = backbone.starts_with("swin") ? "backbone.layers." : "backbone.stages.";
-    const int64_t tenth = left / 10;
+    TORCH_CHECK(left >= 3, "--progressive-unfreeze needs at least 3 epochs behind the frozen backbone, --epochs ",
+                trainer.epochs, " and --stage1-epochs ", recipe.stage1_epochs, " leave ", left);
+    const int64_t tenth = std::max<int64_t>(1, left / 10);
     add("the backbone's last stage", {list + "3"}, tenth);
     add("the backbone's last two stages", {list + "2", list + "3"}, tenth);
     left -= 2 * tenth;

@@ -52,7 +52,11 @@ int64_t train_feature_stage(Model& model, const std::function<std::unique_ptr<Mo
   std::cout << name << ": " << stage.stage.name << std::endl;
   std::optional<train::MetricsLog> log;
   if (run.job.writes()) log.emplace(run.folder / ("metrics_" + name + ".jsonl"), trainer.epoch());
-  trainer.fit(sources.training, validation, log ? &*log : nullptr, after_epoch, [&] {
+  const auto show_usage = [&](const auto& result) {
+    if (run.job.writes()) std::cerr << "  " << result.validation.usage_summary() << std::endl;
+    after_epoch(result);
+  };
+  trainer.fit(sources.training, validation, log ? &*log : nullptr, show_usage, [&] {
     train::Checkpoint checkpoint{.weights = state_dict(model), .about = run.about, .state = trainer.state(),
                                  .progress = trainer.progress()};
     checkpoint.about["stage"] = std::to_string(stage.stage.number);

@@ -48,8 +48,9 @@ inline void apply_preset(const std::string& preset, int64_t stage, CamoOptions& 
   model.zoomnet_width = model.ujsc_width = 12;
   model.zoom_resample = true;
   model.router_width = 16;
-  model.bias_rate = 2e-3;
-  model.bias_window = 1;
+  [](auto& balance) {
+    if constexpr (requires { balance.rate; }) balance.rate = 2e-3;
+  }(model.balance);
   trainer.size = 96;
   trainer.batch_size = 8;
   trainer.epochs = std::array{8, 2, 2}[stage - 1];

@@ -1,50 +1,65 @@
 #pragma once
-// Flags over policies that are chosen when the programs are compiled: they set what the policy has.
+// Flags over policies that are chosen when the programs are compiled: there are those that the policy has.
 
 #include <cstdint>
 #include <string>
+#include <tuple>
 #include <typeinfo>
 
 #include <c10/util/Exception.h>
 #include <c10/util/Type.h>
 
+#include "moecod/core/options.hpp"
 #include "moecod/io/safetensors.hpp"
 
 namespace moecod::examples {
 
-/// Bias policies have a rate, a window and perhaps a decay and a limit, auxiliary losses have none of them.
+namespace detail {
+
+/// The flags of a balancing policy: those whose member its options have.
 template <class Options>
-void set_rate(Options& options, double rate) {
-  if constexpr (requires { options.rate = rate; }) options.rate = rate;
-}
-template <class Options>
-void set_window(Options& options, int64_t window) {
-  if constexpr (requires { options.window = window; }) options.window = window;
-}
-template <class Options>
-void set_decay(Options& options, double decay) {
-  if constexpr (requires { options.decay = decay; }) options.decay = decay;
-}
-template <class Options>
-void set_limit(Options& options, double limit) {
-  if constexpr (requires { options.limit = limit; }) options.limit = limit;
-}
-template <class Options>
-double default_rate(const Options& options = {}) {
-  if constexpr (requires { options.rate; }) return options.rate;
-  return 0;
-}
-template <class Options>
-double default_decay(const Options& options = {}) {
-  if constexpr (requires { options.decay; }) return options.decay;
-  return 0;
+constexpr auto balance_flags() {
+  const auto rate = [] {
+    if constexpr (requires { &Options::rate; }) {
+      return std::make_tuple(option(&Options::rate, "bias-rate", "step of the balancing bias, in units of its policy",
+                                    at_least(0)));
+    } else {
+      return std::tuple();
+    }
+  };
+  const auto window = [] {
+    if constexpr (requires { &Options::window; }) {
+      return std::make_tuple(option(&Options::window, "bias-window", "optimizer steps per step of the bias", at_least(1)));
+    } else {
+      return std::tuple();
+    }
+  };
+  const auto decay = [] {
+    if constexpr (requires { &Options::decay; }) {
+      return std::make_tuple(option(&Options::decay, "bias-decay", "decay of the usage that the bias follows",
+                                    between(0, 0.99999)));
+    } else {
+      return std::tuple();
+    }
+  };
+  const auto limit = [] {
+    if constexpr (requires { &Options::limit; }) {
+      return std::make_tuple(option(&Options::limit, "bias-limit", "largest size of the balancing bias", above(0)));
+    } else {
+      return std::tuple();
+    }
+  };
+  return std::tuple_cat(rate(), window(), decay(), limit());
 }
 
-template <class Options>
-double default_limit(const Options& options = {}) {
-  if constexpr (requires { options.limit; }) return options.limit;
-  return 1;
-}
+}  // namespace detail
+
+/// The options of the balancing policy compiled, as flags. A policy that has no rate has no --bias-rate either, so that
+/// no flag is accepted without effect.
+template <class Balance>
+struct BalanceFlags : Balance::Options {
+  static constexpr auto options = detail::balance_flags<typename Balance::Options>();
+};
 
 /// Experts that a row goes to: K of TopK, all of others.
 template <class Mixture>

@@ -112,6 +112,8 @@ int run(const ProgramOptions& program, const FeatureModelOptions& options, const
         });
     if (trainer.stop_after > 0 && (left -= ran) <= 0) return 0;
   }
+  TORCH_CHECK(!best.is_null(), "--resume-from: ", program.resume_from, " is the end of a run, so no epoch was left to train; "
+              "its best weights are in the folder it was trained in, not in --checkpoint-dir ", program.checkpoint_dir);
   std::cout << (fs::path(program.checkpoint_dir) / "feature_best.safetensors").string() << "  validation IoU "
             << best.get<double>() << std::endl;
   return 0;

@@ -33,7 +33,7 @@ def page(folder):
     for name, table in tables.items():
         shown = table if base in table else [base, *table]
         sections.append((escape(name.capitalize()),
-                         f"<h3>Quality</h3>{ablation.quality(shown, base, seeds)}"
+                         f"<h3>Quality</h3>{ablation.quality(shown, base, seeds)}{ablation.every_metric(shown, base, seeds)}"
                          "<h3>Routing <small>of the levels, finest first; use in the last epoch of training, everything "
                          "else on the test pictures; neighbouring positions decide alike, which the noise floor of a "
                          f"router by position does not know</small></h3>{ablation.routing(shown, base, seeds)}"

@@ -1,6 +1,6 @@
 #pragma once
-// Settings of the policies for runs of some hundred steps. A policy that is not named here keeps its defaults; the
-// auxiliary losses keep theirs, which are the published weights.
+// Settings of the policies for runs of some hundred steps: the ablation's, and train_feature_level_moe's preset "demo".
+// A policy that is not named here keeps its defaults; the auxiliary losses keep theirs, which are the published weights.
 
 #include "moecod/moe/moe.hpp"
 

@@ -26,6 +26,7 @@ int main() {
   Block block(options);
   torch::optim::Adam optimizer(block.parameters(), 0.02);
 
+  double first_loss = 0, last_loss = 0, largest_share = 0;
   for (int step = 0; step <= 600; ++step) {
     const at::Tensor x = 4 * torch::rand({256, 1});          // N rows of one feature
     const at::Tensor y = (x - x.floor()) * (1 - 2 * x.floor().remainder(2));
@@ -37,8 +38,12 @@ int main() {
     optimizer.step();
     if (step % 200 == 0) {
       const at::Tensor share = out.routing.counts.to(torch::kFloat) / double(out.routing.assignments);
-      std::printf("step %d: loss %.3f, largest share of an expert %.2f\n", step, loss.item<double>(),
-                  share.max().item<double>());
+      last_loss = loss.item<double>();
+      if (step == 0) first_loss = last_loss;
+      largest_share = share.max().item<double>();
+      std::printf("step %d: loss %.3f, largest share of an expert %.2f\n", step, last_loss, largest_share);
     }
   }
+  std::printf("the loss fell to less than a fifth: %s\n", last_loss < first_loss / 5 ? "yes" : "no");
+  std::printf("no expert has more than a third of the work: %s\n", largest_share < 1.0 / 3 ? "yes" : "no");
 }

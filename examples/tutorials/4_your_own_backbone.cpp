@@ -63,9 +63,9 @@ int main() {
               static_cast<long long>(map.size(1)), static_cast<long long>(map.size(2)),
               static_cast<long long>(map.size(3)));
   for (std::size_t i = 0; i < out.routing.size(); ++i)
-    std::printf("level %zu: image 0 went to %lld and %lld\n", i + 1,
-                static_cast<long long>(out.routing[i].experts[0][0].item<int64_t>()),
-                static_cast<long long>(out.routing[i].experts[0][1].item<int64_t>()));
+    std::printf("level %zu: %lld channels, %lld images, %lld experts for each\n", i + 1,
+                static_cast<long long>(model.backbone->dims()[i]), static_cast<long long>(out.routing[i].rows()),
+                static_cast<long long>(out.routing[i].experts.size(1)));   // which ones: out.routing[i].experts
   try {
     model.forward(torch::randn({2, 3, 64, 100}));
   } catch (const c10::Error& error) {

@@ -40,6 +40,7 @@ int main() {
   options.head.width = 16;
   Model model(options);
   torch::optim::AdamW optimizer(model.parameters(), torch::optim::AdamWOptions(2e-3));
+  double first_loss = 0, last_loss = 0, iou = 0;
   for (int step = 0; step <= 60; ++step) {
     const auto out = model.forward(x);
     const at::Tensor loss = model.head->loss(out.maps, m).mean();
@@ -47,8 +48,13 @@ int main() {
     loss.backward();
     balance::commit(model);                     // all four levels at once
     optimizer.step();
-    if (step % 20 == 0)
-      std::printf("step %d: loss %.1f, mean IoU %.1f\n", step, loss.item<double>(),
-                  train::image_iou(out.maps.logits, m).mean().item<double>());
+    if (step % 20 == 0) {
+      last_loss = loss.item<double>();
+      if (step == 0) first_loss = last_loss;
+      iou = train::image_iou(out.maps.logits, m).mean().item<double>();
+      std::printf("step %d: loss %.1f, mean IoU %.1f\n", step, last_loss, iou);
+    }
   }
+  std::printf("the loss fell to less than half: %s\n", last_loss < first_loss / 2 ? "yes" : "no");
+  std::printf("the mean IoU is above three quarters: %s\n", iou > 0.75 ? "yes" : "no");
 }

@@ -2,6 +2,7 @@
 // maps are weighted position by position.
 #include <moecod/expert/mlp.hpp>
 #include <moecod/expert/texture.hpp>
+#include <moecod/model/mac_counter.hpp>
 #include <moecod/moe/balance/loss_free.hpp>
 #include <moecod/moe/dispatch/grouped.hpp>
 #include <moecod/moe/dispatch/masked.hpp>
@@ -31,12 +32,13 @@ void show(const char* name) {
   Block block(options);
   block.eval();
   torch::NoGradGuard no_grad;
+  const MacCounter counter;
   const auto out = block.forward(torch::randn({2, 16, 6, 6}));
   const at::Tensor first = out.routing.first_choice().view({2, 6, 6});     // which expert says most, where
-  std::printf("%s: %lld positions, %lld assignments; first row of image 0:", name,
-              static_cast<long long>(out.routing.rows()), static_cast<long long>(out.routing.assignments));
-  for (int64_t i = 0; i < 6; ++i) std::printf(" %lld", static_cast<long long>(first[0][0][i].item<int64_t>()));
-  std::printf("\n");
+  std::printf("%s: %lld positions, %lld assignments, %lld multiply-adds, a map of experts of %lld x %lld\n", name,
+              static_cast<long long>(out.routing.rows()), static_cast<long long>(out.routing.assignments),
+              static_cast<long long>(counter.total()), static_cast<long long>(first.size(1)),
+              static_cast<long long>(first.size(2)));
 }
 
 int main() {

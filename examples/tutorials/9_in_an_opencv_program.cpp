@@ -44,10 +44,13 @@ int main(int argc, char** argv) {
   cv::Mat map(side, side, CV_8UC1, probability.data_ptr()), full;
   cv::resize(map, full, picture.size(), 0, 0, cv::INTER_LINEAR);
   std::printf("picture %d x %d, map %d x %d\n", picture.rows, picture.cols, full.rows, full.cols);
-  std::printf("asked: %s with %.2f, %s with %.2f\n",
-              examples::expert_names[static_cast<std::size_t>(out.top_k_indices[0][0].item<int>())].c_str(),
-              out.top_k_weights[0][0].item<double>(),
-              examples::expert_names[static_cast<std::size_t>(out.top_k_indices[0][1].item<int>())].c_str(),
-              out.top_k_weights[0][1].item<double>());
+  std::printf("two experts asked, their weights sum to 1: %s\n",
+              torch::allclose(out.top_k_weights.sum(1), torch::ones({1})) ? "yes" : "no");
+  if (argc > 1)                                       // an untrained router's choice says nothing
+    std::printf("asked: %s with %.2f, %s with %.2f\n",
+                examples::expert_names[static_cast<std::size_t>(out.top_k_indices[0][0].item<int>())].c_str(),
+                out.top_k_weights[0][0].item<double>(),
+                examples::expert_names[static_cast<std::size_t>(out.top_k_indices[0][1].item<int>())].c_str(),
+                out.top_k_weights[0][1].item<double>());
   if (argc > 3 && !cv::imwrite(argv[3], full)) return 1;
 }

@@ -133,6 +133,14 @@ def quality(rows, base, seeds):
     return html_table([f"{title} {'↑' if up > 0 else '↓'}" for _, title, up in METRICS], body)
 
 
+def every_metric(rows, base, seeds):
+    """Mean and spread of all metrics that the runs have, in the order of their results."""
+    keys = list(dict.fromkeys(key for row in rows for run in row.runs.values() for key in run.result["metrics"]))
+    body = [(row.name(base, seeds), [figure(*row.over_seeds(lambda run, key=key: run.metric(key))) for key in keys])
+            for row in rows]
+    return f"<details><summary>Every metric</summary>{html_table(keys, body)}</details>"
+
+
 def comparisons(rows, base):
     """How many differences quality() tests."""
     return sum(row is not base and len(row.runs.keys() & base.runs.keys()) >= 3 and

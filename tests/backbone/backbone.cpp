@@ -92,9 +92,10 @@ TEST(Backbones, GradientsReachEveryParameterWithAndWithoutRecomputation) {
   for (const char* name : {"pvt_v2_b0", "pvt_v2_b2_li", "edgenext_small", "swin_tiny_patch4_window7_224",
                            "convnext_tiny"}) {
     torch::manual_seed(1);
-    const auto model = backbone::Any::make({.name = name});
-    const at::Tensor images = at::randn({1, 3, 64, 64});
+    const auto model = backbone::Any::make({.name = name, .drop_path = 0.2});
+    const at::Tensor images = at::randn({6, 3, 64, 64});  // no branch is dropped for all of them
     const auto gradients = [&](bool recompute) {
+      torch::manual_seed(7);  // the same branches dropped, also when blocks are run again
       model->zero_grad();
       model->recompute = recompute;
       at::Tensor loss = at::zeros({});
@@ -106,10 +107,12 @@ TEST(Backbones, GradientsReachEveryParameterWithAndWithoutRecomputation) {
       return out;
     };
     const auto kept = gradients(false), computed = gradients(true);
-    // Not bitwise: LibTorch takes another attention kernel where a bias needs no gradient.
-    for (std::size_t i = 0; i < kept.size(); ++i)
-      EXPECT_LT((kept[i] - computed[i]).abs().max().item<float>(), 1e-5f * kept[i].abs().max().item<float>())
-          << name << " " << i;
+    // Swin's not bitwise: LibTorch takes another attention kernel where a bias needs no gradient.
+    const bool swin = std::string(name).starts_with("swin");
+    for (std::size_t i = 0; i < kept.size(); ++i) {
+      const float difference = (kept[i] - computed[i]).abs().max().item<float>();
+      EXPECT_LE(difference, swin ? 1e-5f * kept[i].abs().max().item<float>() : 0.f) << name << " " << i;
+    }
   }
 }
 

@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <algorithm>
+#include <iterator>
 #include <set>
 #include <string>
 #include <type_traits>
@@ -56,6 +58,11 @@ at::Tensor sample_images(int64_t count = 3) {
 
 at::Tensor sample_masks() { return sample_images().select(1, 0).unsqueeze(1).gt(0.8).to(at::kFloat); }
 
+template <class Head>
+inline constexpr bool reads_all_levels = true;
+template <bool S, bool R, bool U, int64_t N, bool D>
+inline constexpr bool reads_all_levels<FeatureHead<S, false, R, U, N, D>> = false;
+
 template <class Model>
 void expect_a_whole_model() {
   auto model = small<Model>();
@@ -70,7 +77,9 @@ void expect_a_whole_model() {
   for (const auto& item : model->named_parameters()) {
     ASSERT_TRUE(item.value().grad().defined()) << item.key();
     EXPECT_TRUE(item.value().grad().isfinite().all().template item<bool>()) << item.key();
-    if (item.key().find("mixtures") != std::string::npos) continue;  // experts may be idle
+    if (item.key().find(".experts.") != std::string::npos) continue;  // may be idle
+    const bool finer = item.key().starts_with("mixtures.") && !item.key().starts_with("mixtures.3.");
+    if (finer && !reads_all_levels<typename Model::head_type>) continue;
     EXPECT_GT(item.value().grad().abs().max().template item<float>(), 0.f) << item.key();
   }
 }
@@ -96,22 +105,70 @@ TEST(FeatureLevel, RoutesPositionsThroughSpatialExpertsUnderMasked) {
       backbone::PvtV2B0, Mixture<router::Position, Six, select::TopK<2>, balance::EmaBias, dispatch::Masked>>>();
 }
 
+template <class Head>
+std::set<std::string> parts_of() {
+  std::set<std::string> out;
+  for (const auto& item : Head({.width = 8}).named_parameters()) out.insert(item.key().substr(0, item.key().find('.')));
+  return out;
+}
+
+// Search, Decoder, Reverse, Uncertainty, Refinements, DeepSupervision.
+using WithoutSearch = FeatureHead<false>;
+using WithoutDecoder = FeatureHead<true, false>;
+using WithoutReverse = FeatureHead<true, true, false>;
+using WithoutUncertainty = FeatureHead<true, true, true, false>;
+using WithoutRefinements = FeatureHead<true, true, true, true, 0>;
+using WithoutDeepSupervision = FeatureHead<true, true, true, true, 2, false>;
+using Bare = FeatureHead<false, false, false, false, 0, false>;
+
 TEST(FeatureLevel, EveryPartOfTheHeadCanBeLeftOut) {
-  expect_a_whole_model<FeatureLevel<backbone::PvtV2B0, Plain, FeatureHead<false, true, true, 2>>>();
-  expect_a_whole_model<FeatureLevel<backbone::PvtV2B0, Plain, FeatureHead<true, false, true, 1>>>();
-  expect_a_whole_model<FeatureLevel<backbone::PvtV2B0, Plain, FeatureHead<true, true, false, 2>>>();
-  expect_a_whole_model<FeatureLevel<backbone::PvtV2B0, Plain, FeatureHead<false, false, false, 0>>>();
-  const auto prefixes = [](const torch::nn::Module& head) {
+  [&]<class... Head>(std::type_identity<Head>...) {
+    (expect_a_whole_model<FeatureLevel<backbone::PvtV2B0, Plain, Head>>(), ...);
+  }(std::type_identity<WithoutSearch>(), std::type_identity<WithoutDecoder>(), std::type_identity<WithoutReverse>(),
+    std::type_identity<WithoutUncertainty>(), std::type_identity<WithoutRefinements>(),
+    std::type_identity<WithoutDeepSupervision>(), std::type_identity<Bare>());
+}
+
+TEST(FeatureLevel, APartThatIsLeftOutHasNoParameters) {
+  const std::set<std::string> whole{"identify", "search",   "search_map", "lateral1",  "lateral2",    "lateral3",
+                                    "join1a",   "join1b",   "join2a",     "join2b",    "join3a",      "join3b",
+                                    "map1",     "map2",     "map3",       "reverse",   "doubt",       "doubt_map",
+                                    "refine0a", "refine0b", "refine0_map", "refine1a", "refine1b",    "refine1_map"};
+  const auto but = [&](const std::set<std::string>& absent) {
     std::set<std::string> out;
-    for (const auto& item : head.named_parameters()) out.insert(item.key().substr(0, item.key().find('.')));
+    std::set_difference(whole.begin(), whole.end(), absent.begin(), absent.end(), std::inserter(out, out.end()));
     return out;
   };
-  const FeatureHead<false, false, false, 0> bare;
-  for (const char* absent : {"search", "search_map", "reverse", "doubt", "doubt_map", "refine0a"})
-    EXPECT_FALSE(prefixes(bare).contains(absent)) << absent;
-  const FeatureHead<> whole;
-  for (const char* present : {"search", "search_map", "reverse", "doubt", "doubt_map", "refine1_map"})
-    EXPECT_TRUE(prefixes(whole).contains(present)) << present;
+  EXPECT_EQ(parts_of<FeatureHead<>>(), whole);
+  auto without_search = but({"identify", "search", "search_map"});
+  without_search.insert("lateral4");
+  EXPECT_EQ(parts_of<WithoutSearch>(), without_search);
+  EXPECT_EQ(parts_of<WithoutDecoder>(), but({"lateral1", "lateral2", "lateral3", "join1a", "join1b", "join2a", "join2b",
+                                            "join3a", "join3b", "map2", "map3"}));
+  EXPECT_EQ(parts_of<WithoutReverse>(), but({"reverse"}));
+  EXPECT_EQ(parts_of<WithoutUncertainty>(), but({"doubt", "doubt_map"}));
+  EXPECT_EQ(parts_of<WithoutRefinements>(), but({"refine0a", "refine0b", "refine0_map", "refine1a", "refine1b",
+                                                 "refine1_map"}));
+  EXPECT_EQ(parts_of<WithoutDeepSupervision>(), but({"map2", "map3"}));
+  EXPECT_EQ(parts_of<Bare>(), (std::set<std::string>{"lateral4", "map1"}));
+}
+
+TEST(FeatureLevel, OnlyDeepSupervisionLooksAtSideMaps) {
+  const auto sides = []<class Head>(std::type_identity<Head>) {
+    return small<FeatureLevel<backbone::PvtV2B0, Plain, Head>>()->forward(sample_images()).maps.side.size();
+  };
+  EXPECT_EQ(sides(std::type_identity<FeatureHead<>>()), 6u);
+  EXPECT_EQ(sides(std::type_identity<WithoutSearch>()), 5u);
+  EXPECT_EQ(sides(std::type_identity<WithoutDecoder>()), 4u);
+  EXPECT_EQ(sides(std::type_identity<WithoutDeepSupervision>()), 0u);
+  EXPECT_EQ(sides(std::type_identity<Bare>()), 0u);
+  // The same answer from the same weights: the maps left out are not on its way.
+  const auto whole = small<Features>();
+  const auto without = small<FeatureLevel<backbone::PvtV2B0, Plain, WithoutDeepSupervision>>();
+  const at::NoGradGuard no_grad;
+  const auto source = whole->named_parameters();
+  for (const auto& item : without->named_parameters()) item.value().copy_(source[item.key()]);
+  EXPECT_TRUE(at::equal((*whole)(sample_images()), (*without)(sample_images())));
 }
 
 TEST(FeatureLevel, TheHeadGivesItsMapsInTheirOrder) {
@@ -182,6 +239,17 @@ TEST(FeatureLevelTask, DescribesUsageByItsSmallestAndLargestShare) {
   EXPECT_STREQ(train::describe_usage({0.15, 0.35, 0.25, 0.25}), "good");
   EXPECT_STREQ(train::describe_usage({0.05, 0.45, 0.25, 0.25}), "uneven");
   EXPECT_STREQ(train::describe_usage({0.01, 0.49, 0.25, 0.25}), "collapsed");
+}
+
+TEST(FeatureLevelTask, ALineSaysHowEachLevelUsesItsExperts) {
+  train::FeatureScore score{.iou = 0.5};
+  score.levels.resize(4);
+  for (auto& level : score.levels) level.usage = {0.05, 0.45, 0.25, 0.25};
+  EXPECT_EQ(score.summary(), "validation IoU 0.500");
+  EXPECT_EQ(score.usage_summary(), "experts uneven 0.05-0.45, uneven 0.05-0.45, uneven 0.05-0.45, uneven 0.05-0.45");
+  EXPECT_LE(score.usage_summary().size(), 79u) << "a terminal's line";
+  score.trained_usage = {{0.25, 0.25, 0.25, 0.25}, {0.15, 0.35, 0.25, 0.25}, {0.01, 0.49, 0.25, 0.25}, {0, 0, 0.5, 0.5}};
+  EXPECT_EQ(score.usage_summary(), "experts ideal 0.25-0.25, good 0.15-0.35, collapsed 0.01-0.49, collapsed 0.00-0.50");
 }
 
 TEST(FeatureLevelTask, ItsLossTrainsWhatTheStageTrainsAndNothingElse) {

@@ -84,6 +84,12 @@ feature=("${stages[@]}" --stage1-epochs 1 --use-ema)
 "${feature[@]}" --checkpoint-dir pieces --resume-from pieces/last_stage2 > /dev/null 2>&1
 same feature/last_stage2.safetensors pieces/last_stage2.safetensors
 same feature/feature_best.safetensors pieces/feature_best.safetensors
+# The use of every level's experts is a line of its own, which fits a terminal.
+"${stages[@]}" --stage1-epochs 0 --checkpoint-dir slow --progressive-unfreeze > slow.log 2>&1
+[ "$(grep -c '^  experts .*[0-9]-[0-9].*,.*,.*,' slow.log)" = 3 ] || { cat slow.log >&2; fail "no use of experts an epoch"; }
+for stage in "stage1: the backbone's last stage" "stage2: the backbone's last two stages" "stage3: everything"; do
+  grep -q "$stage" slow.log || { cat slow.log >&2; fail "--progressive-unfreeze has no '$stage'"; }
+done
 # A packed data set is the same data set.
 "$bin/pack_dataset" --data-root data --output packed --size 64 > /dev/null 2>&1
 "${feature[@]/#data/packed}" --checkpoint-dir from_packed > /dev/null 2>&1
@@ -128,6 +134,11 @@ refuses "--moe-num-experts" "${feature[@]}" --moe-num-experts 4
 refuses "had --bias-rate 0.1, this one has 0.5" "${feature[@]}" --checkpoint-dir feature --bias-rate 0.5 \
   --resume-from feature/last_stage2
 refuses "had --router-rate 0.3, this one has 0.1" "${feature[@]}" --checkpoint-dir feature --router-rate 0.1 \
+  --resume-from feature/last_stage2
+refuses "variant compiled is with deep supervision" "${feature[@]}" --no-deep-supervision
+refuses "--progressive-unfreeze needs at least 3 epochs behind the frozen backbone, --epochs 3 and --stage1-epochs 1 leave 2" \
+  "${feature[@]}" --progressive-unfreeze
+refuses "feature/last_stage2 is the end of a run, so no epoch was left to train" "${feature[@]}" --checkpoint-dir elsewhere \
   --resume-from feature/last_stage2
 refuses "--stage1-epochs 5 is more than --epochs 3" "${stages[@]}" --stage1-epochs 5
 echo "pipeline: all checks passed"

@@ -60,7 +60,7 @@ def run(folder, balance, seed, iou, cosine=None, dense=False):
     policies = ["GlobalPool", "ReplicatedConv", "TopKSoftmax", "2", balance, "Grouped"]
     base = [*policies[:4], "EmaBias", "Grouped"]
     (place / "result.json").write_text(json.dumps(
-        {"pictures": 6, "metrics": {"mean_iou": iou, "mae": 1 - iou, "smeasure": None}, "levels": [level, level],
+        {"pictures": 6, "metrics": {"mean_iou": iou, "mae": 1 - iou, "smeasure": None, "kappa_max": iou / 2}, "levels": [level, level],
          "policies": policies, "base": base, "seed": seed, "stages": 1, "seconds_per_step": 0.25}))
     (place / "metrics_stage1.jsonl").write_text(
         "".join(json.dumps(epoch(x, [0.2, 0.3, 0.5])) + "\n" for x in (iou / 2, iou)))
@@ -124,6 +124,17 @@ class AblationPage(unittest.TestCase):
         self.assertIn("Everyone (1 of 3 seeds)", text)
         self.assertIn("of 4 such comparisons", text)
         self.assertEqual(len(re.findall(r'class="chart"', text)), 4, "a chart of MaxVio a level and table")
+
+    def test_every_metric_of_the_results_is_on_the_page(self):
+        main_of(ablation_page, self.folder)
+        tables = re.findall(r"<details><summary>Every metric</summary>(.*?)</details>",
+                            (self.folder / "index.html").read_text())
+        self.assertEqual(len(tables), 2, "one a table of rows")
+        self.assertEqual(re.findall(r'<th scope="col">([^<]*)</th>', tables[0]),
+                         ["Row", "mean_iou", "mae", "smeasure", "kappa_max"])
+        self.assertIn("<td>0.260 <small>± 0.010</small></td>", tables[0], "the base's kappa_max")
+        self.assertIn("<td>0.310 <small>± 0.015</small></td>", tables[0], "that of Switch")
+        self.assertEqual(tables[0].count("<tr>"), 3)
 
     def test_a_folder_without_runs_or_with_a_broken_one_is_refused(self):
         with tempfile.TemporaryDirectory() as empty:

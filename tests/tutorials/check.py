@@ -3,7 +3,8 @@
     python3 check.py BIN ROOT            compares
     python3 check.py BIN ROOT --write    puts today's output into the page
 
-Numbers with a point may differ from machine to machine and are not compared. Tutorial 3 prints GoogleTest's lines, of
+Numbers with a point may differ from machine to machine and are not compared; what must hold of them the tutorials print as
+yes or no. Tutorial 3 prints GoogleTest's lines, of
 which the page shows none; it must pass. A tutorial that was not built (9 without OpenCV) is left out.
 """
 import pathlib

@@ -18,11 +18,12 @@ struct Options {
   double drop_path = 0.0;
 };
 
-/// x through blocks, one after the other; with `recompute` their activations are computed anew in the backward pass.
-template <class Block>
-at::Tensor run_blocks(const std::vector<std::shared_ptr<Block>>& blocks, at::Tensor x, bool recompute) {
+/// x through blocks, one after the other, each also given `more`; with `recompute` their activations are computed anew in
+/// the backward pass.
+template <class Block, class... More>
+at::Tensor run_blocks(const std::vector<std::shared_ptr<Block>>& blocks, at::Tensor x, bool recompute, More... more) {
   for (const auto& block : blocks) {
-    const auto run = [block](const at::Tensor& t) { return block->forward(t); };
+    const auto run = [block, more...](const at::Tensor& t) { return block->forward(t, more...); };
     x = recompute ? moecod::recompute(run, x, block->parameters()) : run(x);
   }
   return x;

@@ -50,7 +50,8 @@ class Stage : public torch::nn::Module {
 /// 4, 8, 16, 32. The levels are the stages' outputs, without a norm, as timm's features_only gives them.
 /// Parameters carry timm's names and initial values: weights normal with deviation 0.02, biases 0, gamma 1e-6.
 /// Synchronises: never. Errors: c10::Error for images of other shapes, or drop_path outside [0, 1).
-/// Source: Liu et al. 2022, A ConvNet for the 2020s, arXiv 2201.03545; equal to timm 1.0.29 within 1e-5 (tests/reference).
+/// Source: Liu et al. 2022, A ConvNet for the 2020s, arXiv 2201.03545.
+/// Equal to timm 1.0.29 within 1e-5, of a level's largest value where that is above 1 (tests/reference).
 class ConvNext : public Backbone {
  public:
   ConvNext(const convnext::Variant& variant, const Options& options) : variant_(variant) {

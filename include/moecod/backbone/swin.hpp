@@ -226,7 +226,8 @@ class PatchEmbed : public torch::nn::Module {
 /// is for one thread at a time, since it keeps the masks of the last size.
 /// Synchronises: on CUDA each layer's first forward uploads a table of places.
 /// Errors: c10::Error for images of other shapes, or drop_path outside [0, 1).
-/// Source: Liu et al. 2021, Swin transformer, arXiv 2103.14030; equal to timm 1.0.29 within 1e-5 (tests/reference).
+/// Source: Liu et al. 2021, Swin transformer, arXiv 2103.14030.
+/// Equal to timm 1.0.29 within 1e-5, of a level's largest value where that is above 1 (tests/reference).
 class Swin : public Backbone {
  public:
   Swin(const swin::Variant& variant, const Options& options) : variant_(variant) {

@@ -22,8 +22,6 @@ class Ensemble {
     TORCH_CHECK(!models_.empty(), "Ensemble: needs at least one model");
   }
 
-  std::size_t size() const { return models_.size(); }
-
   at::Tensor operator()(const at::Tensor& images) const {
     MeanLogits mean;
     for (const Model& model : models_) mean.add(model(images));

@@ -35,11 +35,23 @@ struct FeatureScore {
   std::vector<Monitor::Report> levels;            ///< on the validation set, finest level first
 
   std::string summary() const {
-    char text[64];
-    std::snprintf(text, sizeof text, "validation IoU %.3f | experts", iou);
-    std::string out = text;
-    for (std::size_t i = 0; i < levels.size(); ++i)
-      out += (i == 0 ? " " : ", ") + std::string(describe_usage(trained_usage.empty() ? levels[i].usage : trained_usage[i]));
+    char text[32];
+    std::snprintf(text, sizeof text, "validation IoU %.3f", iou);
+    return text;
+  }
+
+  /// "experts good 0.12-0.21, ideal 0.15-0.18, ...": of each level, finest first, a word and the least and the largest
+  /// share of an expert, in training or else in validation. A line of its own: four levels take up to 79 characters,
+  /// where none is collapsed.
+  std::string usage_summary() const {
+    std::string out = "experts ";
+    for (std::size_t i = 0; i < levels.size(); ++i) {
+      const std::vector<double>& usage = trained_usage.empty() ? levels[i].usage : trained_usage[i];
+      const auto [least, most] = std::minmax_element(usage.begin(), usage.end());
+      char shares[32];
+      std::snprintf(shares, sizeof shares, " %.2f-%.2f", *least, *most);
+      out += (i == 0 ? "" : ", ") + std::string(describe_usage(usage)) + shares;
+    }
     return out;
   }
 

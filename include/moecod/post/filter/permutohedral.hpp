@@ -40,9 +40,6 @@ class Permutohedral {
 
   std::size_t size() const { return entries_.size(); }
 
-  /// Vertices that hold a point, with one more that stands for the empty ones.
-  std::size_t vertices() const { return vertices_; }
-
   std::vector<double> apply(const std::vector<double>& values) const {
     post::detail::check_values("Permutohedral", size(), values.size());
     std::vector<float> now(vertices_, 0.0F), next(vertices_);
@@ -220,7 +217,7 @@ class Permutohedral {
   }
 
   std::vector<std::array<Entry, C>> entries_;
-  std::size_t vertices_ = 0;
+  std::size_t vertices_ = 0;  // those that hold a point, and one more that stands for the empty ones
   std::array<std::vector<std::array<uint32_t, 8>>, pairs> neighbours_;
   std::vector<std::array<uint32_t, 2>> single_;
 };
