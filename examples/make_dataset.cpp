@@ -1,4 +1,4 @@
-// Writes a data set of camouflaged objects with known masks and regimes, in COD10K's layout, from photographs or,
+// Writes a data set of camouflaged objects with known masks and regimes, in COD10K's layout or packed, from photographs or,
 // without any, from procedural textures. Nothing is written if the folder already holds the same data set.
 //
 //   make_dataset --output camo --photos /usr/share/backgrounds/mate/nature --train 800 --test 240 --size 96
@@ -22,6 +22,7 @@
 #include "moecod/data/procedural.hpp"
 #include "moecod/data/split.hpp"
 #include "moecod/data/write_dataset.hpp"
+#include "moecod/data/write_packed_dataset.hpp"
 
 namespace data = moecod::data;
 
@@ -30,11 +31,14 @@ int main(int argc, char** argv) {
   std::string output;
   std::vector<std::filesystem::path> photos;
   int64_t procedural = 24;
+  bool packed = false;
   data::DatasetOptions options;
   data::SplitOptions split_options;
   options.threads = std::max(1U, std::thread::hardware_concurrency());
   app.add_option("--output", output, "folder to write")->required();
-  app.add_option("--photos", photos, "folders of photographs, searched with their subfolders, or single files");
+  app.add_option("--photos", photos,
+                 "folders of photographs, searched with their subfolders, single files, or packed ones (.safetensors)");
+  app.add_flag("--packed", packed, "write one file a part, to be mapped by training, in place of files of pictures");
   app.add_option("--procedural", procedural, "textures to make when no photographs are given")->capture_default_str();
   app.add_option("--train", options.train, "training pictures")->capture_default_str();
   app.add_option("--validation", options.validation, "validation pictures")->capture_default_str();
@@ -77,13 +81,20 @@ int main(int argc, char** argv) {
 
     const bool terminal = ::isatty(STDOUT_FILENO) != 0;
     options.progress = [terminal](int64_t done, int64_t total) {
-      const bool tenth = done * 10 / total != (done - 1) * 10 / total;
+      static int64_t shown = 0;  // tenths
+      const bool tenth = done * 10 / total != shown;
+      shown = done * 10 / total;
       if (terminal) {
         std::cout << '\r' << done << " / " << total << (done == total ? "\n" : "") << std::flush;
       } else if (tenth) {
         std::cout << done << " / " << total << std::endl;
       }
     };
+    if (packed) {
+      data::write_packed_dataset(output, split, options);
+      std::cout << output << ": written\n";
+      return 0;
+    }
     const bool written = data::write_dataset(output, split, options);
     std::cout << output << (written ? ": written\n" : ": already there, nothing to do\n");
     return 0;

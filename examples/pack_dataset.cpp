@@ -2,6 +2,7 @@
 // finding, decoding and resizing them. Programs read the folder with --data-root as any other data set.
 //
 //   pack_dataset --data-root COD10K-v3 --output packed --size 448
+//   pack_dataset --photos backgrounds --output packed --size 1024      photographs for make_dataset and --fresh
 
 #include <algorithm>
 #include <exception>
@@ -19,6 +20,7 @@
 #include "moecod/data/hold_out.hpp"
 #include "moecod/data/open_source.hpp"
 #include "moecod/data/pack.hpp"
+#include "moecod/data/photograph_folder.hpp"
 #include "moecod/train/progress.hpp"
 
 namespace {
@@ -28,6 +30,7 @@ namespace fs = std::filesystem;
 
 struct Options {
   std::string root, output;
+  std::vector<fs::path> photos;
   std::vector<std::string> parts{"train", "test"};
   int64_t size = 448, seed = 0, max_bad = 10;
   int64_t threads = std::max(1U, std::thread::hardware_concurrency());
@@ -45,7 +48,20 @@ void pack(const data::Records& records, data::Split split, const std::string& pa
   progress.finish(path.string() + ", " + std::to_string(records.records.size() - problems.size()) + " pictures");
 }
 
+void pack_photographs(const Options& options) {
+  data::PhotographFolder found = data::read_photographs(options.photos);
+  for (const std::string& skipped : found.skipped) std::cout << "left out " << skipped << '\n';
+  const fs::path path = fs::path(options.output) / "photographs.safetensors";
+  fs::create_directories(options.output);
+  const data::PhotographsToPack source(std::move(found.photographs));
+  data::write_packed(path, source, {.height = options.size, .width = options.size, .threads = options.threads, .progress = {}});
+  std::cout << path.string() << ", " << source.size() << " photographs" << std::endl;
+}
+
 void run(const Options& options) {
+  if (options.root.empty() == options.photos.empty())
+    throw std::runtime_error("expected --data-root, or --photos, and not both");
+  if (!options.photos.empty()) return pack_photographs(options);
   const std::set<std::string> parts(options.parts.begin(), options.parts.end());
   if (parts.size() > 1 && fs::is_directory(fs::path(options.root) / "Imgs"))
     throw std::runtime_error("--data-root: " + options.root + " has one folder of pictures for every part: say with --parts "
@@ -65,7 +81,8 @@ void run(const Options& options) {
 int main(int argc, char** argv) {
   CLI::App app("Packs a data set into one file a part, for training without image files.");
   Options options;
-  app.add_option("--data-root", options.root, "data set: COD10K-v3, CAMO, or Imgs and GT")->required();
+  app.add_option("--data-root", options.root, "data set: COD10K-v3, CAMO, or Imgs and GT");
+  app.add_option("--photos", options.photos, "in its place: photographs, each cut to its largest centred square");
   app.add_option("--output", options.output, "folder to write")->required();
   app.add_option("--size", options.size, "side of the pictures in pixels, the --img-size of the training")
       ->check(CLI::PositiveNumber)

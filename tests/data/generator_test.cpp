@@ -26,6 +26,7 @@
 #include "moecod/data/records.hpp"
 #include "moecod/data/split.hpp"
 #include "moecod/data/write_dataset.hpp"
+#include "moecod/data/write_packed_dataset.hpp"
 #include "moecod/io/image_file.hpp"
 #include "tests/data/scratch.hpp"
 
@@ -298,6 +299,39 @@ TEST(PhotographFolder, LeavesOutWhatIsNoPhotograph) {
                                                            testing::StartsWith("flat.ppm: mostly flat"),
                                                            testing::StartsWith("small.ppm: smaller")));
   EXPECT_THROW(read_photographs({scratch / "none"}), std::runtime_error);
+}
+
+TEST(PhotographFolder, ReadsPackedOnes) {
+  const Scratch scratch;
+  io::write_image(scratch / "a.ppm", resize(photographs()[0].image(), 300, 400));
+  io::write_image(scratch / "b.ppm", resize(photographs()[1].image(), 320, 320));
+  const PhotographFolder files = read_photographs({scratch.path()});
+  write_packed(scratch / "packed.safetensors", PhotographsToPack(files.photographs), {.height = 320, .width = 320, .progress = {}});
+  const PhotographFolder packed = read_photographs({scratch / "packed.safetensors"});
+  ASSERT_EQ(packed.photographs.size(), 2U);
+  EXPECT_EQ(packed.photographs[0].name(), "a.ppm");
+  EXPECT_EQ(packed.photographs[0].image(), resize(centre_cropped(files.photographs[0].image(), 300, 300), 320, 320));
+  EXPECT_EQ(packed.photographs[1].image(), files.photographs[1].image());
+}
+
+TEST(PackedDataset, HoldsThePicturesOfTheGenerator) {
+  const Scratch scratch;
+  const PhotographSplit split = split_photographs(photographs(), {.seed = 3});
+  DatasetOptions options{.train = 3, .validation = 2, .test = 2, .picture = {.size = 64, .seed = 5}, .threads = 2, .progress = {}};
+  write_packed_dataset(scratch / "packed", split, options);
+  options.threads = 1;
+  write_packed_dataset(scratch / "again", split, options);
+  for (const Split part : {Split::Train, Split::Validation, Split::Test}) {
+    const Packed packed(packed_file(scratch / "packed", part)), again(packed_file(scratch / "again", part));
+    ASSERT_EQ(packed.size(), part == Split::Train ? 3 : 2);
+    for (int64_t i = 0; i < packed.size(); ++i) EXPECT_EQ(packed.sample(0, i).image, again.sample(0, i).image);
+  }
+  const Packed test(packed_file(scratch / "packed", Split::Test));
+  const Camouflage made = data::detail::part_generator(split.test, options.picture, 2)(1);
+  EXPECT_EQ(test.sample(0, 1).image, made.image);
+  EXPECT_EQ(test.sample(0, 1).mask, made.mask);
+  EXPECT_EQ(test.sample(0, 1).regime, static_cast<int64_t>(made.regime));
+  EXPECT_THROW(write_packed_dataset(scratch / "packed", split, options), std::runtime_error);
 }
 
 std::map<std::string, std::string> files_below(const fs::path& root) {

@@ -11,7 +11,10 @@
 #include <utility>
 #include <vector>
 
+#include "moecod/data/augment_geometry.hpp"
+#include "moecod/data/packed.hpp"
 #include "moecod/data/photograph.hpp"
+#include "moecod/data/sample.hpp"
 #include "moecod/io/image.hpp"
 #include "moecod/io/image_file.hpp"
 
@@ -72,15 +75,41 @@ inline double textured_share(const Image& image) {
 
 }  // namespace detail
 
-/// Reads photographs from folders, which are searched with all their subfolders, and from single files, in order of
-/// their names: the path below the folder given, or the file's own name. Left out, and said so: files that cannot be
+/// A packed data set (data/packed.hpp) of photographs without objects: the largest centred square of each.
+class PhotographsToPack {
+ public:
+  explicit PhotographsToPack(std::vector<Photograph> photographs) : photographs_(std::move(photographs)) {}
+
+  int64_t size() const { return static_cast<int64_t>(photographs_.size()); }
+  Sample sample(int64_t, int64_t index) const {
+    const Photograph& photograph = photographs_[static_cast<std::size_t>(index)];
+    const int64_t side = std::min(photograph.height(), photograph.width());
+    return {centre_cropped(photograph.image(), side, side), Image(side, side, 1), -1, photograph.name()};
+  }
+
+ private:
+  std::vector<Photograph> photographs_;
+};
+
+/// Reads photographs from folders, which are searched with all their subfolders, from single files, and from packed data
+/// sets (NAME.safetensors; needs no OpenCV), in order of
+/// their names: the path below the folder given, the file's own name, or that in the data set. Left out, and said so: files that cannot be
 /// read, pictures that are too small or mostly flat, and further sizes of one that was kept.
 /// Errors: std::runtime_error if a path does not exist.
 inline PhotographFolder read_photographs(const std::vector<std::filesystem::path>& places,
                                          const PhotographOptions& options = {}) {
   namespace fs = std::filesystem;
+  PhotographFolder out;
   std::vector<std::pair<std::string, fs::path>> files;
   for (const fs::path& place : places) {
+    if (place.extension() == ".safetensors" && fs::is_regular_file(place)) {
+      const Packed packed(place);
+      for (int64_t i = 0; i < packed.size(); ++i) {
+        Sample sample = packed.sample(0, i);
+        out.photographs.emplace_back(std::move(sample.name), std::move(sample.image));
+      }
+      continue;
+    }
     if (fs::is_regular_file(place)) {
       files.emplace_back(place.filename().string(), place);
       continue;
@@ -94,7 +123,6 @@ inline PhotographFolder read_photographs(const std::vector<std::filesystem::path
   }
   std::sort(files.begin(), files.end());
 
-  PhotographFolder out;
   std::set<std::string> kept;
   for (const auto& [name, path] : files) {
     const std::string key = (path.parent_path() / detail::name_without_size(path.stem().string())).string();

@@ -66,6 +66,12 @@ struct DatasetPart {
   Generator generator;
 };
 
+/// The generator of a part, 0 training, 1 validation, 2 test: each has photographs and a stream of its own.
+inline Generator part_generator(const std::vector<Photograph>& photographs, Generator::Options picture, uint64_t part) {
+  picture.seed = Random{picture.seed, part}.bits();
+  return Generator(photographs, picture);
+}
+
 inline nlohmann::json dataset_parameters(const PhotographSplit& split, const DatasetOptions& options,
                                          const std::string& image_ending) {
   nlohmann::json photographs;
@@ -137,9 +143,7 @@ inline bool write_dataset(const std::filesystem::path& output, const PhotographS
   if (detail::dataset_exists(folder, parameters)) return false;
 
   const auto generator = [&options](const std::vector<Photograph>& photographs, uint64_t part) {
-    Generator::Options picture = options.picture;
-    picture.seed = Random{picture.seed, part}.bits();
-    return Generator(photographs, picture);
+    return detail::part_generator(photographs, options.picture, part);
   };
   const std::array<detail::DatasetPart, 3> parts{
       {{"train", "Train", "CAM_train.txt", options.train, 0, generator(split.train, 0)},
