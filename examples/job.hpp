@@ -46,7 +46,8 @@ inline Job open_job(const JobOptions& options) {
     return {.device = device_named(options.device)};
   }
   TORCH_CHECK(ranks, "--use-ddp: no launcher started this process; on GPUs use torchrun, on CPUs mpirun");
-  const bool cuda = options.device == "cuda" || (options.device == "auto" && ranks->launcher == distributed::Ranks::Launcher::torchrun);
+  const bool torchrun = ranks->launcher == distributed::Ranks::Launcher::torchrun;
+  const bool cuda = options.device == "cuda" || (options.device == "auto" && torchrun);
   Job job;
   job.group = distributed::open_group(*ranks, cuda ? c10::DeviceType::CUDA : c10::DeviceType::CPU,
                                       std::chrono::seconds(options.ddp_timeout));

@@ -54,7 +54,8 @@ void pack_photographs(const Options& options) {
   const fs::path path = fs::path(options.output) / "photographs.safetensors";
   fs::create_directories(options.output);
   const data::PhotographsToPack source(std::move(found.photographs));
-  data::write_packed(path, source, {.height = options.size, .width = options.size, .threads = options.threads, .progress = {}});
+  data::write_packed(path, source,
+                     {.height = options.size, .width = options.size, .threads = options.threads, .progress = {}});
   std::cout << path.string() << ", " << source.size() << " photographs" << std::endl;
 }
 

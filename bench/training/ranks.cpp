@@ -67,12 +67,11 @@ double step(const Job& job, typename Block::Options options, const at::Tensor& i
   auto block = std::make_shared<Block>(options);
   block->to(job.device);
   distributed::spread_experts(*block, job.group);
-  const auto sync = job.group->average_gradients(distributed::shared_parameters(*block->experts).empty()
-                                                     ? block->router->parameters()
-                                                     : distributed::shared_parameters(*block));
+  const auto sync = job.group->average_gradients(distributed::shared_parameters(*block));
   const at::Tensor x = input.detach().clone().set_requires_grad(true);
-  at::Tensor experts = at::arange(rows * 2, at::TensorOptions(at::kLong).device(job.device)).remainder(Block::num_experts).view({rows, 2});
-  const Routing forced = Routing::given(experts, at::full({rows, 2}, 0.5, at::TensorOptions(at::kFloat).device(job.device)), Block::num_experts);
+  const auto longs = at::TensorOptions(at::kLong).device(job.device);
+  const at::Tensor experts = at::arange(rows * 2, longs).remainder(Block::num_experts).view({rows, 2});
+  const Routing forced = Routing::given(experts, at::full({rows, 2}, 0.5, longs.dtype(at::kFloat)), Block::num_experts);
   return milliseconds([&] {
     sync->begin_step();
     at::Tensor loss;
@@ -119,7 +118,8 @@ int run() {
         job, "Conv experts, 24 images of " + std::to_string(side) + " x " + std::to_string(side), channels,
         at::randn({24, channels, side, side}, options), 24);
   for (const auto& [channels, rows] : {std::pair<int64_t, int64_t>{320, 9408}, {1024, 8192}, {2048, 2048}})
-    compare<router::Position, expert::Mlp<>, dispatch::Batched, 8>(job, "Mlp experts", channels, at::randn({rows, channels}, options), rows);
+    compare<router::Position, expert::Mlp<>, dispatch::Batched, 8>(job, "Mlp experts", channels,
+                                                                   at::randn({rows, channels}, options), rows);
   return 0;
 }
 

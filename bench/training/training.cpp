@@ -40,7 +40,10 @@ class Noise {
     for (int64_t n = 0; n < count; ++n) {
       data::Sample sample{.image = Image(side, side, 3), .mask = Image(side, side, 1)};
       uint64_t state = static_cast<uint64_t>(n) * 77 + 1;
-      for (uint8_t& value : sample.image.pixels) value = static_cast<uint8_t>((state = state * 6364136223846793005ULL + 1) >> 56);
+      for (uint8_t& value : sample.image.pixels) {
+        state = state * 6364136223846793005ULL + 1;
+        value = static_cast<uint8_t>(state >> 56);
+      }
       for (int64_t y = 0; y < side; ++y)
         for (int64_t x = 0; x < side; ++x)
           if ((y - side / 2) * (y - side / 2) + (x - side / 3) * (x - side / 3) < side * side / 16)
@@ -75,7 +78,8 @@ struct StepTask {
   std::monostate draw(int64_t) { return {}; }
 
   at::Tensor loss(int64_t, Camo& model, const at::Tensor& images, const at::Tensor& masks, std::monostate, double progress) {
-    auto& [begin, end] = forward_.emplace_back(at::cuda::CUDAEvent(cudaEventDefault), at::cuda::CUDAEvent(cudaEventDefault));
+    auto& [begin, end] =
+        forward_.emplace_back(at::cuda::CUDAEvent(cudaEventDefault), at::cuda::CUDAEvent(cudaEventDefault));
     begin.record();
     const Scene scene = model.look(images);
     Routing routing = model.mixture->route(scene);
@@ -83,7 +87,8 @@ struct StepTask {
       const at::Tensor logits = routing.logits;
       const int64_t rows = images.size(0), slots = load == Load::dense ? Camo::num_experts : 2;
       // Row n to experts 2 n and 2 n + 1, modulo their number: as many to each wherever that is possible.
-      const at::Tensor experts = at::arange(rows * slots, logits.options().dtype(at::kLong)).remainder(Camo::num_experts).view({rows, slots});
+      const auto longs = logits.options().dtype(at::kLong);
+      const at::Tensor experts = at::arange(rows * slots, longs).remainder(Camo::num_experts).view({rows, slots});
       routing.experts = experts.to(at::kInt);
       routing.weights = at::softmax(logits.gather(1, experts), 1);
       routing.counts = count_assignments(routing.experts, Camo::num_experts);

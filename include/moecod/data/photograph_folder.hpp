@@ -91,10 +91,10 @@ class PhotographsToPack {
   std::vector<Photograph> photographs_;
 };
 
-/// Reads photographs from folders, which are searched with all their subfolders, from single files, and from packed data
-/// sets (NAME.safetensors; needs no OpenCV), in order of
-/// their names: the path below the folder given, the file's own name, or that in the data set. Left out, and said so: files that cannot be
-/// read, pictures that are too small or mostly flat, and further sizes of one that was kept.
+/// Reads photographs from folders, which are searched with all their subfolders, and from single files, in order of
+/// their names: the path below the folder given, or the file's own name; and first, as they are, from packed data sets
+/// (NAME.safetensors; needs no OpenCV). Left out, and said so: files that cannot be read, pictures that are too small or
+/// mostly flat, and further sizes of one that was kept.
 /// Errors: std::runtime_error if a path does not exist.
 inline PhotographFolder read_photographs(const std::vector<std::filesystem::path>& places,
                                          const PhotographOptions& options = {}) {

@@ -29,7 +29,8 @@ inline void write_packed_dataset(const std::filesystem::path& folder, const Phot
                {Split::Test, split.test, options.test}};
   for (const auto& part : parts)
     if (std::filesystem::exists(packed_file(folder, part.part)))
-      throw std::runtime_error(packed_file(folder, part.part).string() + " is there already; choose another folder or remove it");
+      throw std::runtime_error(packed_file(folder, part.part).string() +
+                               " is there already; choose another folder or remove it");
   std::filesystem::create_directories(folder);
   const int64_t total = 2 * (options.train + options.validation + options.test);
   int64_t before = 0;

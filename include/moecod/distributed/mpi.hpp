@@ -17,32 +17,36 @@
 
 namespace moecod::distributed {
 
-/// MPI as a transport of c10d, for processes on CPUs (LibTorch's wheels are built without theirs). Every call is finished when
-/// it returns, and a sum does not depend on where in a message a number lies. Carries float32, float64, int64, int32 and uint8, of at most 2^31 - 1 elements a call.
+/// MPI as a transport of c10d, for processes on CPUs (LibTorch's wheels are built without theirs). Every call is finished
+/// when it returns, and a sum does not depend on where in a message a number lies. Carries float32, float64, int64, int32
+/// and uint8, of at most 2^31 - 1 elements a call.
 class MpiBackend final : public c10d::Backend {
  public:
   MpiBackend(int rank, int world) : Backend(rank, world) {}
 
   const std::string getBackendName() const override { return "mpi"; }
 
-  c10::intrusive_ptr<c10d::Work> broadcast(std::vector<at::Tensor>& tensors, const c10d::BroadcastOptions& options) override {
+  c10::intrusive_ptr<c10d::Work> broadcast(std::vector<at::Tensor>& tensors,
+                                           const c10d::BroadcastOptions& options) override {
     at::Tensor& t = only(tensors);
     check(MPI_Bcast(t.mutable_data_ptr(), count(t), type(t), int(options.rootRank), MPI_COMM_WORLD), "MPI_Bcast");
     return done(tensors);
   }
 
-  c10::intrusive_ptr<c10d::Work> allreduce(std::vector<at::Tensor>& tensors, const c10d::AllreduceOptions& options) override {
+  c10::intrusive_ptr<c10d::Work> allreduce(std::vector<at::Tensor>& tensors,
+                                           const c10d::AllreduceOptions& options) override {
     TORCH_CHECK(options.reduceOp == c10d::ReduceOp::SUM, "MpiBackend: allreduce sums, and nothing else");
     sum(only(tensors));
     return done(tensors);
   }
 
-  c10::intrusive_ptr<c10d::Work> _allgather_base(at::Tensor& out, at::Tensor& in, const c10d::AllgatherOptions&) override {
+  c10::intrusive_ptr<c10d::Work> _allgather_base(at::Tensor& out, at::Tensor& in,
+                                                 const c10d::AllgatherOptions&) override {
     std::vector<at::Tensor> tensors{out};
     TORCH_CHECK(out.is_contiguous() && in.is_contiguous() && out.numel() == in.numel() * getSize(),
                 "MpiBackend: allgather needs contiguous tensors, the output of ", getSize(), " times the input");
-    check(MPI_Allgather(in.const_data_ptr(), count(in), type(in), out.mutable_data_ptr(), count(in), type(out), MPI_COMM_WORLD),
-          "MPI_Allgather");
+    check(MPI_Allgather(in.const_data_ptr(), count(in), type(in), out.mutable_data_ptr(), count(in), type(out),
+                        MPI_COMM_WORLD), "MPI_Allgather");
     return done(tensors);
   }
 
@@ -102,7 +106,8 @@ class MpiBackend final : public c10d::Backend {
   }
 
   static int count(const at::Tensor& t) {
-    TORCH_CHECK(t.numel() <= std::numeric_limits<int>::max(), "MpiBackend: at most 2^31 - 1 elements a call, got ", t.numel());
+    TORCH_CHECK(t.numel() <= std::numeric_limits<int>::max(), "MpiBackend: at most 2^31 - 1 elements a call, got ",
+                t.numel());
     return int(t.numel());
   }
 
@@ -113,7 +118,8 @@ class MpiBackend final : public c10d::Backend {
       case at::kLong: return MPI_INT64_T;
       case at::kInt: return MPI_INT32_T;
       case at::kByte: return MPI_UINT8_T;
-      default: TORCH_CHECK(false, "MpiBackend: carries float32, float64, int64, int32 and uint8, got ", t.scalar_type());
+      default:
+        TORCH_CHECK(false, "MpiBackend: carries float32, float64, int64, int32 and uint8, got ", t.scalar_type());
     }
   }
 

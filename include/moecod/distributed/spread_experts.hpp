@@ -19,7 +19,8 @@ namespace detail {
 template <class F>
 void for_each_spread(torch::nn::Module& model, F&& f) {
   for_each_module(model, [&](const std::string&, torch::nn::Module& module) {
-    if (auto* storage = dynamic_cast<experts::Spread*>(&module); storage != nullptr && storage->wanted) f(module, *storage);
+    auto* storage = dynamic_cast<experts::Spread*>(&module);
+    if (storage != nullptr && storage->wanted) f(module, *storage);
   });
 }
 
@@ -80,7 +81,8 @@ inline void spread_experts(torch::nn::Module& model, const std::shared_ptr<Group
   detail::for_each_spread(model, [&](torch::nn::Module&, experts::Spread& storage) {
     if (storage.ranks) return;
     const int64_t experts = storage.stack_size(), here = experts / world, first = group->rank() * here;
-    TORCH_CHECK(experts % world == 0, "spread_experts: ", experts, " experts cannot be spread evenly over ", world, " ranks");
+    TORCH_CHECK(experts % world == 0, "spread_experts: ", experts, " experts cannot be spread evenly over ", world,
+                " ranks");
     storage.hold(first, here, [&](const at::Tensor& all) { return all.slice(0, first, first + here).clone(); });
     storage.ranks = group;
   });

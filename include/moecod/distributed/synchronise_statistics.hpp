@@ -14,7 +14,7 @@ namespace moecod::distributed {
 /// then also run experts that have no rows on a rank, on none, since ranks have to
 /// make the same calls in the same order: each layer sends one message forward and one backward, with or without rows.
 ///
-/// Experts that are spread over ranks (distributed/spread_experts.hpp) see all of their rows anyway and are left as they are.
+/// Experts that are spread over ranks (distributed/spread_experts.hpp) see all of their rows anyway and are left alone.
 /// One rank with the whole batch gives the same outputs, gradients and running statistics, but for rounding.
 /// Errors: dispatch::Sequential refuses to run afterwards.
 inline void synchronise_statistics(torch::nn::Module& model, const std::shared_ptr<Group>& ranks) {

@@ -30,7 +30,8 @@ struct DeviceBatch {
 inline DeviceBatch to_device(data::Batch&& batch, at::Device device) {
   const auto upload = [&](const std::vector<uint8_t>& bytes, at::IntArrayRef shape) {
     const at::Tensor host = at::empty(shape, at::TensorOptions(at::kByte).pinned_memory(device.is_cuda()));
-    TORCH_CHECK(std::size_t(host.numel()) == bytes.size(), "to_device: a batch of shape ", shape, " has ", bytes.size(), " bytes");
+    TORCH_CHECK(std::size_t(host.numel()) == bytes.size(), "to_device: a batch of shape ", shape, " has ", bytes.size(),
+                " bytes");
     std::memcpy(host.mutable_data_ptr(), bytes.data(), bytes.size());
     return host.to(device, /*non_blocking=*/true);
   };

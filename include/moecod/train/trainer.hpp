@@ -57,9 +57,9 @@ struct EpochResult {
 /// task (train/task.hpp): ModelLevelTask, FeatureLevelTask.
 ///
 /// Each optimizer step: micro-batches with their backward passes; the balancing policies' counts are committed (zeroed
-/// where the step is skipped); gradients are checked, clipped, applied. On CUDA a step reads two numbers of the step
-/// before back, its loss and whether it was skipped, and so waits for that step. A run that is resumed continues bitwise on the
-/// CPU. After SIGTERM it saves behind the next step, also inside an epoch, and ends with Stopped.
+/// where the step is skipped); gradients are checked, clipped, applied. On CUDA a step reads three numbers of the step
+/// before back, its loss, whether it was skipped, and whether to stop, and so waits for that step. A run that is resumed
+/// continues bitwise on the CPU. After SIGTERM it saves behind the next step, also inside an epoch, and ends with Stopped.
 ///
 /// With a group of several ranks each trains on its own share of every epoch, `batch_size` pictures a micro-batch each: the
 /// model starts as rank 0's, gradients are averaged while the last micro-batch's backward pass runs, and the balancing
@@ -223,7 +223,9 @@ class Trainer {
       for (const auto& [name, tensor] : part_of_state(from.state, prefix)) out.emplace_back(name, tensor[group_->rank()]);
       return out;
     };
-    const auto either = [&](const char* prefix) { return spread_.empty() ? part_of_state(from.state, prefix) : own(prefix); };
+    const auto either = [&](const char* prefix) {
+      return spread_.empty() ? part_of_state(from.state, prefix) : own(prefix);
+    };
     optimizer_->load_state(either("optimizer."));
     if (ema_) ema_->load_state(either("ema."));
     loss_scale_.load_state(part_of_state(from.state, "loss_scale."));
@@ -270,8 +272,12 @@ class Trainer {
     replicas_.reduce_gradients();
     const std::vector<at::Tensor> gradients = optimizer_->gradients();
     at::Tensor found_inf = loss_scale_.unscale(gradients);
-    at::Tensor norm = gradient_norm(gradients);
-    if (!spread_.empty()) std::tie(found_inf, norm) = agree(found_inf);
+    at::Tensor norm;
+    if (!spread_.empty()) {
+      std::tie(found_inf, norm) = agree(found_inf);
+    } else if (options_.clip_norm > 0) {
+      norm = gradient_norm(gradients);
+    }
     if (options_.clip_norm > 0) clip_norm(gradients, options_.clip_norm, norm);
     bool asked = false;
     balance::commit(model_, [&](at::Tensor& counts) { asked = true; sum_counts(counts); }, 1 - found_inf.squeeze());

@@ -38,11 +38,11 @@ struct ExchangeFunction : torch::autograd::Function<ExchangeFunction> {
 
 namespace dispatch {
 
-/// Experts spread over ranks: each rank sends its rows to those that hold their experts, which run them by `Inner` and send
-/// the results back. No row is dropped. Needs stacked storage (Replicated, a rebindable expert).
+/// Experts spread over ranks: each rank sends its rows to those that hold their experts, which run them by `Inner` and
+/// send the results back. No row is dropped. Needs stacked storage (Replicated, a rebindable expert).
 ///
-/// distributed::spread_experts gives each rank of W its E / W experts; before that, and after gather_experts, this is Inner on
-/// all of them. An expert sees the rows of all ranks in the order of the ranks, so that outputs, gradients and batch
+/// distributed::spread_experts gives each rank of W its E / W experts; before that, and after gather_experts, this is
+/// Inner on all of them. An expert sees the rows of all ranks in the order of the ranks, so that outputs, gradients and batch
 /// statistics are those of one process with the whole batch. All ranks must run the same mixtures in the same order.
 ///
 /// `parts` are those of the rows that this rank's experts were sent. Synchronises: once a forward, to read how many rows each
@@ -54,8 +54,9 @@ struct ExpertParallel {
   static constexpr bool needs_stacked = true;
   static constexpr bool position_weights = false;
   static constexpr bool spreads_experts = true;
-  static_assert(!Inner::position_weights, "moecod: dispatch::ExpertParallel<Inner>: Inner must run an expert's own rows only, as "
-                                          "dispatch::Grouped and dispatch::Batched do");
+  static_assert(!Inner::position_weights,
+                "moecod: dispatch::ExpertParallel<Inner>: Inner must run an expert's own rows only, as dispatch::Grouped and "
+                "dispatch::Batched do");
 
   template <class Experts, class X>
   static auto run(Experts& experts, const X& x, const Routing& routing) {
