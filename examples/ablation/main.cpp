@@ -15,6 +15,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iostream>
+#include <optional>
 #include <set>
 #include <string>
 #include <thread>
@@ -24,6 +25,7 @@
 #include "examples/ablation/run.hpp"
 #include "examples/ablation/table.hpp"
 #include "moecod/data/open_source.hpp"
+#include "moecod/distributed/ranks.hpp"
 #include "moecod/io/checksum.hpp"
 #include "moecod/io/file.hpp"
 #include "moecod/train/flags.hpp"
@@ -187,7 +189,9 @@ int64_t write_results(const fs::path& folder, const std::string& build) {
 int run(const ProgramOptions& program, RunOptions options) {
   const fs::path output = program.output;
   TORCH_CHECK(!options.data.data_root.empty(), "--data-root is missing: give the folder of a data set");
-  check_single_process(false);
+  const std::optional<distributed::Ranks> ranks = distributed::Ranks::from_environment();
+  TORCH_CHECK(!ranks || ranks->world == 1, "a launcher started ", ranks->world, " processes: an ablation is one, which starts "
+              "those of its runs itself");
   TORCH_CHECK(options.trainer.stop_after == 0, "--stop-after: an ablation runs to its end; interrupt it and start it again");
   TORCH_CHECK(!options.trainer.use_ema, "--use-ema: an ablation scores the last weights, not their average");
   TORCH_CHECK(options.trainer.size % 32 == 0, "--img-size must be a multiple of 32, got ", options.trainer.size);

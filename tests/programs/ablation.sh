@@ -45,6 +45,8 @@ grep -q "<h2>Granularity</h2>" whole/index.html || fail "no table on the page"
 refuses "had --lr 0.002, this one has 0.5" "${small[@]}" --output whole --rows Switch --lr 0.5
 refuses "there is no table, policy or row 'Switc'" "${small[@]}" --output other --rows Switc
 refuses "--data-root is missing" "$bin/ablation" --output other
+refuses "a launcher started 2 processes" env OMPI_COMM_WORLD_SIZE=2 OMPI_COMM_WORLD_RANK=0 OMPI_COMM_WORLD_LOCAL_RANK=0 \
+  "${small[@]}" --output other
 refuses "--use-ema: an ablation scores the last weights" "${small[@]}" --output other --use-ema
 refuses "its log: broken/" "$bin/ablation" --output broken --rows Switch --seeds 1 --data-root data --img-size 64 \
   --head-width 8 --epochs 1 --stage1-epochs 0 --batch-size 64
