@@ -83,8 +83,10 @@ class Replicas {
     }
   }
 
-  /// Adds the other replicas' counts to `counts`, which holds those of the model (for balance::commit).
+  /// Adds the other replicas' counts to `counts`, which holds those of the model (for balance::commit); empty where no
+  /// policy counts.
   void add_counts(at::Tensor& counts) {
+    if (counts.numel() == 0) return;
     for (const auto& other : others_) {
       std::vector<at::Tensor> theirs;
       for (const auto* policy : balance::counting(*other)) theirs.push_back(policy->counts);
