@@ -40,10 +40,6 @@ std::shared_ptr<Model> make() {
   return model;
 }
 
-double difference(const at::Tensor& a, const at::Tensor& b) {
-  return (a - b).to(at::kDouble).norm().template item<double>() / (1e-6 + b.to(at::kDouble).norm().template item<double>());
-}
-
 template <class T>
 class ExpertParallel : public testing::Test {};
 using Blocks = testing::Types<Images<dispatch::Batched>, Images<dispatch::Grouped>, Positions<dispatch::Grouped>>;
@@ -65,14 +61,6 @@ void compare(bool to_first) {
     if (!to_first) return model.forward(x);
     const int64_t n = std::is_same_v<typename Block::experts_type::rows, rows::Positions> ? x.size(0) * x.size(2) * x.size(3) : x.size(0);
     return model.run(x, Routing::to(0, n, experts, job().device));
-  };
-  const auto descend = [](torch::nn::Module& model) {
-    const at::NoGradGuard no_grad;
-    for (at::Tensor& p : model.parameters()) {
-      if (!p.grad().defined()) continue;
-      p.sub_(p.grad(), 0.05);
-      p.mutable_grad().zero_();
-    }
   };
   for (int step = 0; step < 20; ++step) {
     torch::manual_seed(50 + step);

@@ -1,5 +1,7 @@
 #pragma once
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/allclose.h>
+#include <torch/nn/module.h>
 
 #include <memory>
 #include <utility>
@@ -26,6 +28,21 @@ inline at::TensorOptions on_device(at::ScalarType type = at::kFloat) {
 inline at::Tensor share_of(const at::Tensor& all) {
   const int64_t rows = all.size(0) / world();
   return all.slice(0, rank() * rows, (rank() + 1) * rows);
+}
+
+/// |a - b| / |b|.
+inline double difference(const at::Tensor& a, const at::Tensor& b) {
+  return (a - b).to(at::kDouble).norm().item<double>() / (1e-6 + b.to(at::kDouble).norm().item<double>());
+}
+
+/// A step of gradient descent; the gradients are zero behind it.
+inline void descend(torch::nn::Module& model) {
+  const at::NoGradGuard no_grad;
+  for (at::Tensor& p : model.parameters()) {
+    if (!p.grad().defined()) continue;
+    p.sub_(p.grad(), 0.05);
+    p.mutable_grad().zero_();
+  }
 }
 
 }  // namespace moecod::test

@@ -50,10 +50,6 @@ struct Pair {
   std::unique_ptr<distributed::GradientSync> sync;
 };
 
-double difference(const at::Tensor& a, const at::Tensor& b) {
-  return (a - b).to(at::kDouble).norm().template item<double>() / (1e-6 + b.to(at::kDouble).norm().template item<double>());
-}
-
 // Values of 1e3 beside a deviation of 1: sums of squares would lose them in float32.
 TEST(SynchronisedNorm, IsTheNormOfTheWholeBatch) {
   torch::manual_seed(5);
@@ -154,14 +150,6 @@ TYPED_TEST(MixtureOverRanks, TrainsAsOneProcessWithTheWholeBatch) {
   const Routing routing = split_routing(rows);
   torch::manual_seed(8);
   const at::Tensor target = at::randn({world() * rows, channels, 6, 6}).to(job().device);
-  const auto descend = [](TypeParam& model) {
-    const at::NoGradGuard no_grad;
-    for (at::Tensor& p : model.parameters()) {
-      if (!p.grad().defined()) continue;
-      p.sub_(p.grad(), 0.05);
-      p.mutable_grad().zero_();
-    }
-  };
   for (int step = 0; step < 20; ++step) {
     const at::Tensor x = at::randn({world() * rows, channels, 6, 6}).to(job().device);
     pair.sync->begin_step();

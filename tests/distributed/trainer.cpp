@@ -186,6 +186,23 @@ void expect_agreement(torch::nn::Module& model) {
   }
 }
 
+/// A run that stops behind its first epoch and is resumed is the unbroken one. Returns its model.
+template <class Run>
+auto expect_resumed_as_unbroken() {
+  Run whole(options_of(2));
+  whole.fit();
+  train::TrainerOptions first = options_of(2);
+  first.stop_after = 1;
+  Run begun(first);
+  begun.fit();
+  Run resumed(options_of(2));
+  resumed.load(begun.saved);
+  resumed.fit();
+  resumed.saved.progress["options"] = whole.saved.progress["options"];
+  expect_same(resumed.saved, whole.saved);
+  return resumed.model;
+}
+
 class TrainerOverRanks : public testing::Test {
  protected:
   void SetUp() override { fault = {}; }
@@ -223,17 +240,7 @@ TEST_F(TrainerOverRanks, WithSpreadExpertsIsOneProcessWithTheWholeBatch) {
 }
 
 TEST_F(TrainerOverRanks, WithSpreadExpertsResumesBitForBit) {
-  SpreadTraining whole(options_of(2));
-  whole.fit();
-  train::TrainerOptions first = options_of(2);
-  first.stop_after = 1;
-  SpreadTraining begun(first);
-  begun.fit();
-  SpreadTraining resumed(options_of(2));
-  resumed.load(begun.saved);
-  resumed.fit();
-  resumed.saved.progress["options"] = whole.saved.progress["options"];
-  expect_same(resumed.saved, whole.saved);
+  expect_resumed_as_unbroken<SpreadTraining>();
   // A loss that is not finite on one rank is skipped by the experts of all.
   if (rank() + 1 == world()) fault = {.at = 3};
   train::TrainerOptions one = options_of(2);
@@ -265,18 +272,7 @@ TEST_F(TrainerOverRanks, ValidatesAsOneProcess) {
 }
 
 TEST_F(TrainerOverRanks, ResumesBitForBit) {
-  Training whole(options_of(2));
-  whole.fit();
-  train::TrainerOptions first = options_of(2);
-  first.stop_after = 1;
-  Training begun(first);
-  begun.fit();
-  Training resumed(options_of(2));
-  resumed.load(begun.saved);
-  resumed.fit();
-  resumed.saved.progress["options"] = whole.saved.progress["options"];
-  expect_same(resumed.saved, whole.saved);
-  expect_agreement(*resumed.model);
+  expect_agreement(*expect_resumed_as_unbroken<Training>());
 }
 
 TEST_F(TrainerOverRanks, OneThatIsToldToStopStopsAllBehindTheSameStep) {
