@@ -19,4 +19,24 @@ cudaError_t combine_forward(const kernel::Combine& arguments, cudaStream_t strea
 int combine_backward_splits(const kernel::CombineBackward& arguments);
 cudaError_t combine_backward(const kernel::CombineBackward& arguments, cudaStream_t stream);
 
+cudaError_t add_bias(const kernel::AddBias& arguments, cudaStream_t stream);
+cudaError_t column_sums(const kernel::ColumnSums& arguments, cudaStream_t stream);
+cudaError_t zero_idle(const kernel::ZeroIdle& arguments, cudaStream_t stream);
+cudaError_t activate(const kernel::Activate& arguments, cudaStream_t stream);
+cudaError_t activate_backward(const kernel::ActivateBackward& arguments, cudaStream_t stream);
+
+/// Whether the device and the shape are such that conv and conv_weight run.
+bool conv_takes(const kernel::ConvShape& shape);
+/// Positions a piece of Conv::moments, for a convolution with so many channels out.
+int conv_piece(int channels);
+cudaError_t conv(const kernel::Conv& arguments, cudaStream_t stream);
+/// The number of float32 that ConvWeight::partial must hold.
+cudaError_t conv_weight_partial(const kernel::ConvWeight& arguments, int64_t* size);
+cudaError_t conv_weight(const kernel::ConvWeight& arguments, cudaStream_t stream);
+
+/// Fills `moments` ([groups.pieces(norm_piece), 2, C]) where no convolution has.
+cudaError_t moments(const kernel::Normalise& arguments, float* moments, cudaStream_t stream);
+cudaError_t normalise(const kernel::Normalise& arguments, cudaStream_t stream);
+cudaError_t normalise_backward(const kernel::NormaliseBackward& arguments, cudaStream_t stream);
+
 }  // namespace moecod::cuda

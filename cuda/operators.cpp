@@ -1,4 +1,4 @@
-// The operators torch.ops.moecod.*: schemas, CUDA kernels, shapes, LibTorch's operations elsewhere, autograd.
+// The operators of routing, torch.ops.moecod.*: schemas, CUDA kernels, shapes, LibTorch's operations elsewhere, autograd.
 //
 // The kernels take float32 (select), int32 (plan), and rows of float32, bfloat16 or float16 (combine; gather copies any
 // type). What they do not take runs LibTorch's operations, as on the CPU, and is counted. Nothing synchronises.
@@ -9,16 +9,15 @@
 #include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <array>
-#include <atomic>
 #include <string>
 
 #include "cuda/kernels.hpp"
+#include "cuda/operators.hpp"
 #include "moecod/moe/combine.hpp"
 #include "moecod/moe/routing.hpp"
 #include "moecod/moe/select/top_k.hpp"
@@ -33,17 +32,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-std::atomic<int64_t> fallback_count{0};
-
 int64_t fallbacks() { return fallback_count.load(); }
-
-/// `takes`, and counts where a kernel does not take what it was given.
-bool kernel_takes(bool takes) {
-  if (!takes) ++fallback_count;
-  return takes;
-}
-
-cudaStream_t stream() { return c10::cuda::getCurrentCUDAStream(); }
 
 optional<Tensor> contiguous(const optional<Tensor>& t) {
   return t && t->defined() ? optional(t->contiguous()) : std::nullopt;
@@ -423,13 +412,6 @@ struct CombineBackward {
   using signature = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                                                const Tensor&, Needed);
 };
-
-template <class Operator, class... Arguments>
-auto call(const Arguments&... arguments) {
-  return operators::find<Operator>()->call(arguments...);
-}
-
-optional<Tensor> if_defined(const Tensor& t) { return t.defined() ? optional(t) : std::nullopt; }
 
 struct SelectFunction : Function<SelectFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& logits, const optional<Tensor>& logit_bias,

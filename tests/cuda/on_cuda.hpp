@@ -1,5 +1,8 @@
 #pragma once
+#include <ATen/autocast_mode.h>
+#include <ATen/cuda/CUDAContext.h>
 #include <ATen/cuda/CUDAGraph.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAStream.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <gtest/gtest.h>
@@ -31,6 +34,21 @@ void expect_repeats(F&& f, int times = 20) {
     for (std::size_t t = 0; t < first.size(); ++t)
       ASSERT_TRUE(at::equal(first[t], again[t])) << "result " << t << " changed in run " << i;
   }
+}
+
+/// f() does nothing that makes the host wait for the device.
+template <class F>
+void expect_waits_never(F&& f) {
+  f();
+  at::globalContext();
+  c10::cuda::warning_state().set_sync_debug_mode(c10::cuda::SyncDebugMode::L_ERROR);
+  EXPECT_NO_THROW(f());
+  c10::cuda::warning_state().set_sync_debug_mode(c10::cuda::SyncDebugMode::L_DISABLED);
+}
+
+/// Bytes that live tensors take on the device.
+inline int64_t allocated() {
+  return c10::cuda::CUDACachingAllocator::getDeviceStats(0).allocated_bytes[0].current;
 }
 
 /// f() captured in a graph once; `change` moves its inputs in place, after which a replay must give what f() gives.

@@ -39,6 +39,30 @@ struct Combine {
   using signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&);
 };
 
+struct GroupedLinear {
+  static constexpr const char* name = "moecod::grouped_linear";
+  /// (x, weight, bias, offsets, activation) -> activation(x) weight^T + bias, of each row's expert
+  using signature = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, const at::Tensor&,
+                               std::string_view);
+};
+
+struct GroupedConv2d {
+  static constexpr const char* name = "moecod::grouped_conv2d";
+  /// (x, weight, offsets, padding, dilation, whether moments are wanted) -> y, moments for GroupedBatchNorm or nothing
+  using signature = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                                       at::IntArrayRef, at::IntArrayRef, bool);
+};
+
+struct GroupedBatchNorm {
+  static constexpr const char* name = "moecod::grouped_batch_norm";
+  /// (x, weight, bias, running_mean, running_var, num_batches_tracked, offsets, moments, whether batch statistics are
+  /// used, whether the running ones move, momentum, eps, whether ReLU follows) -> y, what was used
+  using signature = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                                       at::Tensor, at::Tensor, at::Tensor, const at::Tensor&,
+                                                       const std::optional<at::Tensor>&, bool, bool, double, double,
+                                                       bool);
+};
+
 struct Fallbacks {
   static constexpr const char* name = "moecod::fallbacks";
   using signature = int64_t();

@@ -1,8 +1,5 @@
 #pragma once
-#include <ATen/ops/relu.h>
-
-#include "moecod/layers/conv.hpp"
-#include "moecod/layers/norm.hpp"
+#include "moecod/layers/conv_norm.hpp"
 #include "moecod/moe/rows.hpp"
 
 namespace moecod::expert {
@@ -31,8 +28,8 @@ class Conv : public torch::nn::Module {
   }
 
   at::Tensor forward(const at::Tensor& x, const typename Layers::Group& group = {}) {
-    const at::Tensor h = at::relu(norm1_->forward(conv1_->forward(x, group), group));
-    return at::relu(norm2_->forward(conv2_->forward(h, group), group));
+    const at::Tensor h = layers::conv_norm(*conv1_, *norm1_, layers::After::relu, x, group);
+    return layers::conv_norm(*conv2_, *norm2_, layers::After::relu, h, group);
   }
 
  private:

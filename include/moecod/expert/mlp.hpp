@@ -1,6 +1,4 @@
 #pragma once
-#include <ATen/ops/gelu.h>
-
 #include "moecod/layers/linear.hpp"
 #include "moecod/moe/rows.hpp"
 
@@ -31,7 +29,7 @@ class Mlp : public torch::nn::Module {
   }
 
   at::Tensor forward(const at::Tensor& x, const typename Layers::Group& group = {}) {
-    return down_->forward(at::gelu(up_->forward(x, group)), group);
+    return down_->forward(up_->forward(x, group), group, layers::Activation::gelu);
   }
 
  private:

@@ -98,4 +98,154 @@ struct CombineBackward {
   float* d_weights = nullptr;         ///< [N, S] or null
 };
 
+/// Rows sorted by expert, each of `each` consecutive items (the positions of an image; 1 for positions).
+struct Groups {
+  const int32_t* offsets = nullptr;  ///< [E + 1], in rows
+  int experts = 1;                   ///< E
+  int64_t rows = 0;                  ///< offsets[E], known on the host
+  int64_t each = 1;                  ///< items a row
+#ifdef __CUDACC__
+  __host__ __device__
+#endif
+      int64_t
+      items() const {
+    return rows * each;
+  }
+  /// Pieces of at most `size` items, each of one expert, that all items are cut into; at most.
+  int64_t pieces(int64_t size) const { return (items() + size - 1) / size + (experts < rows ? experts : rows); }
+};
+
+/// x[i, c] += bias[expert of item i, c], in place.
+struct AddBias {
+  Groups groups;
+  const void* bias = nullptr;  ///< [E, C]
+  int64_t width = 0;           ///< C
+  Type type = Type::float32;   ///< of x and bias
+  void* x = nullptr;           ///< [items, C]
+};
+
+/// sums[e, c] = sum of x[i, c] over the items of expert e, in a fixed order, in float32; 0 for an expert without any.
+struct ColumnSums {
+  Groups groups;
+  const void* x = nullptr;  ///< [items, C]
+  int64_t width = 0;        ///< C
+  Type type = Type::float32;  ///< of x and sums
+  float* partial = nullptr;   ///< [groups.pieces(column_sums_piece), C]
+  void* sums = nullptr;       ///< [E, C]
+};
+inline constexpr int column_sums_piece = 512;
+
+/// Zeros for the experts without rows: x[e, :] = 0 where offsets[e] == offsets[e + 1].
+struct ZeroIdle {
+  Groups groups;
+  int64_t row_bytes = 0;  ///< a multiple of 16
+  void* x = nullptr;      ///< [E] rows
+};
+
+enum class Activation : int { gelu, swiglu };
+
+/// a = gelu(h), or silu(h[:, :n]) * h[:, n:] for swiglu, which halves the width.
+struct Activate {
+  const void* h = nullptr;  ///< [rows, n] or [rows, 2 n]
+  int64_t rows = 0;
+  int64_t width = 0;  ///< n
+  Activation activation = Activation::gelu;
+  Type type = Type::float32;
+  void* a = nullptr;  ///< [rows, n]
+};
+
+/// d_h from d_a, and a computed anew.
+struct ActivateBackward {
+  const void* d_a = nullptr;  ///< [rows, n]
+  const void* h = nullptr;
+  int64_t rows = 0;
+  int64_t width = 0;  ///< n
+  Activation activation = Activation::gelu;
+  Type type = Type::float32;
+  void* d_h = nullptr;
+  void* a = nullptr;  ///< [rows, n] or null
+};
+
+/// A convolution of stride 1 of images sorted by expert; all in bfloat16, channels last.
+struct ConvShape {
+  int height = 0, width = 0;  ///< of x
+  int in = 0, out = 0;        ///< channels, multiples of 8
+  int kernel[2] = {1, 1};
+  int padding[2] = {0, 0};
+  int dilation[2] = {1, 1};
+  int out_height() const { return height + 2 * padding[0] - dilation[0] * (kernel[0] - 1); }
+  int out_width() const { return width + 2 * padding[1] - dilation[1] * (kernel[1] - 1); }
+  int taps() const { return kernel[0] * kernel[1]; }
+};
+
+/// y = conv(x, weight of the image's expert); with `transposed` the gradient of its input: x is then the output's
+/// gradient and y the input's.
+struct Conv {
+  Groups groups;  ///< each: set by the launch
+  ConvShape shape;
+  bool transposed = false;
+  const void* x = nullptr;       ///< [M, H, W, in]
+  const void* weight = nullptr;  ///< [E, out, kh, kw, in]
+  void* y = nullptr;             ///< [M, H', W', out]
+  /// Mean, and sum of squares about it, of each channel over each piece of conv_piece(channels) positions of one
+  /// expert, [pieces, 2, channels]; or null.
+  float* moments = nullptr;
+};
+
+struct ConvWeight {
+  Groups groups;
+  ConvShape shape;
+  const void* x = nullptr;     ///< [M, H, W, in]
+  const void* grad = nullptr;  ///< [M, H', W', out]
+  float* partial = nullptr;    ///< [conv_weight_partial()] or null where that is 0
+  void* d_weight = nullptr;    ///< [E, out, kh, kw, in]
+};
+
+/// Batch normalisation over the positions of each expert's images, then ReLU if asked for; bfloat16, channels last.
+struct Normalise {
+  Groups groups;
+  int channels = 0;  ///< C, a multiple of 8
+  const void* x = nullptr;         ///< [items, C]
+  const float* weight = nullptr;   ///< [E, C]
+  const float* bias = nullptr;     ///< [E, C]
+  float* running_mean = nullptr;   ///< [E, C]
+  float* running_var = nullptr;    ///< [E, C]
+  int64_t* tracked = nullptr;      ///< [E]
+  bool batch_statistics = true;    ///< else the running ones are used
+  bool moves = true;               ///< whether the running ones move
+  bool relu = false;
+  float momentum = 0.1f, eps = 1e-5f;
+  const float* moments = nullptr;  ///< [pieces, 2, C] of pieces of `piece` items
+  int piece = 0;
+  float* used = nullptr;  ///< [E, 2, C]: the mean and 1 / sqrt(variance + eps) that were used
+  void* y = nullptr;      ///< [items, C]
+};
+
+/// Items that one block of the normalisation takes: enough blocks for a large device, and no more than 512.
+#ifdef __CUDACC__
+__host__ __device__
+#endif
+    constexpr int
+    norm_piece(int64_t items) {
+  int piece = 32;
+  while (piece < 512 && items / piece > 2048) piece *= 2;
+  return piece;
+}
+
+struct NormaliseBackward {
+  Groups groups;
+  int channels = 0;
+  const void* grad = nullptr;  ///< [items, C]
+  const void* x = nullptr;     ///< [items, C]
+  const float* weight = nullptr;
+  const float* bias = nullptr;
+  const float* used = nullptr;
+  bool batch_statistics = true;
+  bool relu = false;
+  float* partial = nullptr;   ///< [groups.pieces(norm_piece), 2, C]
+  float* d_weight = nullptr;  ///< [E, C]
+  float* d_bias = nullptr;    ///< [E, C]
+  void* d_x = nullptr;        ///< [items, C]
+};
+
 }  // namespace moecod::kernel

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cmath>
+#include <tuple>
 
 #include "moecod/layers/stack.hpp"
 
@@ -29,7 +30,10 @@ struct Conv2dOptions {
 ///
 /// Shapes: x [M, in, H, W] -> [M, out, H', W']; weight [(n,) out, in / groups, kh, kw], bias [(n,) out].
 /// Initial values: weight and bias uniform in +-1/sqrt(fan in), as torch.nn.Conv2d; stacked layers are filled from
-/// single ones by their owner. Synchronises: never.
+/// single ones by their owner.
+/// Stacked layers of stride 1, one group and no bias run sorted images on CUDA by the operator moecod::grouped_conv2d,
+/// where it is there; `forward_grouped` also returns what the batch normalisation that follows would sum.
+/// Synchronises: never, but for sorted images on CUDA that no kernel takes.
 template <class Layers = Single>
 class Conv2d : public torch::nn::Module, public Decays {
  public:
@@ -48,12 +52,29 @@ class Conv2d : public torch::nn::Module, public Decays {
 
   at::Tensor forward(const at::Tensor& x, const typename Layers::Group& group = {}) {
     if constexpr (Layers::stacked) {
+      if (runs_grouped(x, group)) return std::get<0>(forward_grouped(x, group, /*moments=*/false));
       const Slices w(weight, group), b(bias, group);
       return for_each_expert(x, group, [&](const at::Tensor& rows, int64_t e) { return convolve(rows, w[e], b[e]); });
     } else {
       (void)group;
       return convolve(x, weight, bias);
     }
+  }
+
+  /// Whether forward_grouped runs on such images.
+  bool runs_grouped(const at::Tensor& x, const typename Layers::Group& group) const {
+    if constexpr (Layers::stacked) {
+      return !options_.bias && options_.groups == 1 && options_.stride == std::array<int64_t, 2>{1, 1} &&
+             find_grouped<operators::GroupedConv2d>(x, group);
+    } else {
+      return false;
+    }
+  }
+
+  /// All experts at once: y, and with `moments` those of y for BatchNorm2d::forward_grouped.
+  std::tuple<at::Tensor, at::Tensor> forward_grouped(const at::Tensor& x, const Stacked::Group& group, bool moments) {
+    return find_grouped<operators::GroupedConv2d>(x, group)
+        ->call(x, weight, group.offsets, padding_, options_.dilation, moments);
   }
 
   const Conv2dOptions& options() const { return options_; }

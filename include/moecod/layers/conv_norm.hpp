@@ -11,6 +11,21 @@ namespace moecod::layers {
 /// What follows the normalisation of a ConvNorm.
 enum class After { nothing, relu };
 
+/// norm(conv(x)), and ReLU if asked for; for sorted images on CUDA in three passes over them: the convolution also sums for
+/// the normalisation, which ReLU is part of. Shapes: x [M, in, H, W] -> [M, out, H', W']. Synchronises: as the layers.
+template <class Layers>
+at::Tensor conv_norm(Conv2d<Layers>& conv, BatchNorm2d<Layers>& norm, After after, const at::Tensor& x,
+                     const typename Layers::Group& group) {
+  if constexpr (Layers::stacked) {
+    if (conv.runs_grouped(x, group) && norm.runs_grouped(x, group)) {
+      const auto [y, moments] = conv.forward_grouped(x, group, /*moments=*/norm.is_training());
+      return norm.forward_grouped(y, group, moments, after == After::relu);
+    }
+  }
+  const at::Tensor y = norm.forward(conv.forward(x, group), group);
+  return after == After::relu ? at::relu(y) : y;
+}
+
 /// Convolution without bias, batch normalisation and, if asked for, ReLU: the usual block of decoders.
 ///
 ///     y = relu(norm(conv(x)))     with After::relu, else norm(conv(x))
@@ -27,8 +42,7 @@ class ConvNorm : public torch::nn::Module {
   }
 
   at::Tensor forward(const at::Tensor& x, const typename Layers::Group& group = {}) {
-    at::Tensor y = norm->forward(conv->forward(x, group), group);
-    return after_ == After::relu ? at::relu(y) : y;
+    return conv_norm(*conv, *norm, after_, x, group);
   }
 
   std::shared_ptr<Conv2d<Layers>> conv;

@@ -5,14 +5,18 @@
 
 #include <cmath>
 
+#include "moecod/layers/activation.hpp"
 #include "moecod/layers/stack.hpp"
 
 namespace moecod::layers {
 
-/// y = x W^T + b over the last dimension, of one expert or of n stacked ones.
+/// y = a(x) W^T + b over the last dimension, of one expert or of n stacked ones; a is `before`, none unless it is named.
 ///
-/// Shapes: x [M, ..., in] -> [M, ..., out]; weight [(n,) out, in], bias [(n,) out].
-/// Initial values: uniform in +-1/sqrt(in), as torch.nn.Linear. Synchronises: never.
+/// Shapes: x [M, ..., in] ([M, ..., 2 in] before swiglu) -> [M, ..., out]; weight [(n,) out, in], bias [(n,) out].
+/// Initial values: uniform in +-1/sqrt(in), as torch.nn.Linear.
+/// Stacked layers run sorted rows on CUDA by the operator moecod::grouped_linear, where it is there: all experts at once,
+/// and a(x) computed anew in the backward pass instead of kept.
+/// Synchronises: never, but for sorted rows on CUDA that the operator has no kernel for (moecod::operators::fallbacks).
 template <class Layers = Single>
 class Linear : public torch::nn::Module, public Decays {
  public:
@@ -27,13 +31,18 @@ class Linear : public torch::nn::Module, public Decays {
     }
   }
 
-  at::Tensor forward(const at::Tensor& x, const typename Layers::Group& group = {}) {
+  at::Tensor forward(const at::Tensor& x, const typename Layers::Group& group = {},
+                     Activation before = Activation::none) {
     if constexpr (Layers::stacked) {
+      if (const auto* grouped = find_grouped<operators::GroupedLinear>(x, group))
+        return grouped->call(x, weight, bias.defined() ? std::optional(bias) : std::nullopt, group.offsets,
+                             name_of(before));
+      const at::Tensor in = activate(x, before);
       const Slices w(weight, group), b(bias, group);
-      return for_each_expert(x, group, [&](const at::Tensor& rows, int64_t e) { return at::linear(rows, w[e], b[e]); });
+      return for_each_expert(in, group, [&](const at::Tensor& rows, int64_t e) { return at::linear(rows, w[e], b[e]); });
     } else {
       (void)group;
-      return at::linear(x, weight, bias);
+      return at::linear(activate(x, before), weight, bias);
     }
   }
 

@@ -18,7 +18,8 @@ namespace moecod::layers {
 /// synchronised statistics (distributed/synchronise_statistics.hpp) all of this is said of the rows of all ranks together.
 ///
 /// Shapes: x [M, C] or [M, C, H, W]; weight, bias, running_mean, running_var [(n,) C], num_batches_tracked [(n)].
-/// Synchronises: never.
+/// Stacked layers run sorted images on CUDA by the operator moecod::grouped_batch_norm, where it is there, unless
+/// statistics are synchronised. Synchronises: never, but for sorted images on CUDA that no kernel takes.
 template <class Layers = Single>
 class BatchNorm2d : public torch::nn::Module, public BatchStatistics {
  public:
@@ -33,6 +34,7 @@ class BatchNorm2d : public torch::nn::Module, public BatchStatistics {
 
   at::Tensor forward(const at::Tensor& x, const typename Layers::Group& group = {}) {
     if constexpr (Layers::stacked) {
+      if (runs_grouped(x, group)) return forward_grouped(x, group, {}, /*relu=*/false);
       const Slices w(weight, group), b(bias, group);
       return for_each_expert(x, group, [&](const at::Tensor& rows, int64_t e) {
         return normalise(rows, w[e], b[e], running_mean.select(0, e),
@@ -42,6 +44,24 @@ class BatchNorm2d : public torch::nn::Module, public BatchStatistics {
       (void)group;
       return normalise(x, weight, bias, running_mean, running_var, num_batches_tracked);
     }
+  }
+
+  /// Whether forward_grouped runs on such images.
+  bool runs_grouped(const at::Tensor& x, const typename Layers::Group& group) const {
+    if constexpr (Layers::stacked) {
+      return x.dim() == 4 && !synchronises() && find_grouped<operators::GroupedBatchNorm>(x, group);
+    } else {
+      return false;
+    }
+  }
+
+  /// All experts at once, then ReLU if asked for. moments: those that Conv2d::forward_grouped returned with x, or none.
+  at::Tensor forward_grouped(const at::Tensor& x, const Stacked::Group& group, const std::optional<at::Tensor>& moments,
+                             bool relu) {
+    const auto [y, used] = find_grouped<operators::GroupedBatchNorm>(x, group)->call(
+        x, weight, bias, running_mean, running_var, num_batches_tracked, group.offsets, moments, is_training(),
+        is_training() && !recomputing(), momentum_, eps_, relu);
+    return y;
   }
 
   // LibTorch's conversions cast integers too; the count stays int64.

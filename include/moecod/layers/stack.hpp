@@ -6,6 +6,8 @@
 #include <memory>
 #include <vector>
 
+#include "moecod/core/operators.hpp"
+
 namespace moecod::distributed {
 class Group;
 }
@@ -32,16 +34,25 @@ struct Stacked {
   /// Which rows belong to which expert: all of them to one, or, sorted by expert, those between two offsets.
   struct Group {
     int64_t expert = -1;
-    at::Tensor offsets;           ///< [n + 1] int32, on the rows' device
-    std::vector<int64_t> bounds;  ///< the offsets on the host
+    at::Tensor offsets;  ///< [n + 1] int32, on the rows' device
 
     static Group one(int64_t expert) { return {expert, {}, {}}; }
-    /// Synchronises: reads the offsets back.
     static Group sorted(const at::Tensor& offsets) {
-      const at::Tensor host = offsets.to(at::kCPU, at::kLong);
-      const int64_t* p = host.const_data_ptr<int64_t>();
-      return {-1, offsets, std::vector<int64_t>(p, p + host.numel())};
+      return {-1, offsets, std::make_shared<std::vector<int64_t>>()};
     }
+
+    /// The offsets on the host. Synchronises: the first time that a copy of the group is asked.
+    const std::vector<int64_t>& bounds() const {
+      TORCH_CHECK(host, "a stacked layer needs a group that says whose its rows are");
+      if (host->empty()) {
+        const at::Tensor copy = offsets.to(at::kCPU, at::kLong);
+        const int64_t* p = copy.const_data_ptr<int64_t>();
+        host->assign(p, p + copy.numel());
+      }
+      return *host;
+    }
+
+    std::shared_ptr<std::vector<int64_t>> host;  ///< shared by copies; empty until it is asked for
   };
 
   std::vector<int64_t> shape(std::vector<int64_t> each) const {
@@ -51,16 +62,23 @@ struct Stacked {
 };
 
 /// Runs f(rows of expert e, e) for each expert that has rows, or with `idle` for every one, and joins the results.
+/// Synchronises: on CUDA once a forward, for the layers that have no operator of all experts together.
 template <class F>
 at::Tensor for_each_expert(const at::Tensor& x, const Stacked::Group& group, F&& f, bool idle = false) {
   if (group.expert >= 0) return f(x, group.expert);
-  TORCH_CHECK(group.bounds.size() > 1, "a stacked layer needs a group that says whose its rows are");
+  const std::vector<int64_t>& bounds = group.bounds();
   std::vector<at::Tensor> out;
-  for (std::size_t e = 0; e + 1 < group.bounds.size(); ++e)
-    if (idle || group.bounds[e] < group.bounds[e + 1])
-      out.push_back(f(x.slice(0, group.bounds[e], group.bounds[e + 1]), static_cast<int64_t>(e)));
+  for (std::size_t e = 0; e + 1 < bounds.size(); ++e)
+    if (idle || bounds[e] < bounds[e + 1])
+      out.push_back(f(x.slice(0, bounds[e], bounds[e + 1]), static_cast<int64_t>(e)));
   if (out.empty()) return f(x, 0);  // no rows: for the shape, and so that gradients find their way
   return out.size() == 1 ? out.front() : at::cat(out, 0);
+}
+
+/// The operator that runs all experts of a stacked layer together, where rows on CUDA are sorted by expert; else null.
+template <class Operator>
+auto find_grouped(const at::Tensor& x, const Stacked::Group& group) {
+  return group.expert < 0 ? operators::find_for<Operator>(x) : nullptr;
 }
 
 /// The slices of a stacked parameter that a group needs, one an expert; undefined for an absent parameter.

@@ -6,8 +6,9 @@ namespace moecod::dispatch {
 
 /// All experts together, layer by layer, on rows sorted by expert; needs stacked storage.
 ///
-/// Each stacked layer gets the sorted rows with the offsets of the experts. Synchronises: on the CPU there is nothing
-/// to wait for; on CUDA the layers' LibTorch fallback reads the E + 1 offsets back once a forward.
+/// Each stacked layer gets the sorted rows with the offsets of the experts. Synchronises: never with the operators of
+/// moecod::cuda on shapes and types that they have kernels for; else a layer of LibTorch's operations reads the E + 1
+/// offsets back, once a forward.
 struct Grouped {
   using policy_kind = kind::dispatch;
   static constexpr bool needs_stacked = true;

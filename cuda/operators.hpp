@@ -1,0 +1,30 @@
+#pragma once
+#include <ATen/Tensor.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <atomic>
+#include <optional>
+
+#include "moecod/core/operators.hpp"
+
+/// What the files that register operators share.
+namespace moecod::cuda {
+
+inline std::atomic<int64_t> fallback_count{0};
+
+/// `takes`, and counts where a kernel does not take what it was given.
+inline bool kernel_takes(bool takes) {
+  if (!takes) ++fallback_count;
+  return takes;
+}
+
+inline cudaStream_t stream() { return c10::cuda::getCurrentCUDAStream(); }
+
+template <class Operator, class... Arguments>
+auto call(const Arguments&... arguments) {
+  return operators::find<Operator>()->call(arguments...);
+}
+
+inline std::optional<at::Tensor> if_defined(const at::Tensor& t) { return t.defined() ? std::optional(t) : std::nullopt; }
+
+}  // namespace moecod::cuda

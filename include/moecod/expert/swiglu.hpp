@@ -1,0 +1,40 @@
+#pragma once
+#include "moecod/layers/linear.hpp"
+#include "moecod/moe/rows.hpp"
+
+namespace moecod::expert {
+
+struct SwiGluOptions {
+  int64_t channels = 64;  ///< d; set by the model
+  int64_t hidden = 0;     ///< n; 0: 4 d
+};
+
+/// The gated feed-forward expert of language models, at every position on its own, without biases:
+///
+///     y = W2 (silu(g) u),  [g, u] = W1 x
+///
+/// Shapes: x [M, d] -> [M, d]; W1 [2 n, d], W2 [d, n]. Synchronises: as layers::Linear.
+/// Source: Shazeer 2020, arXiv 2002.05202.
+template <class Layers = layers::Single>
+class SwiGlu : public torch::nn::Module {
+ public:
+  using rows = rows::Positions;
+  template <class L>
+  using rebind = SwiGlu<L>;
+  using Options = SwiGluOptions;
+
+  explicit SwiGlu(const Options& options = {}, Layers layers = {}) {
+    const int64_t hidden = options.hidden > 0 ? options.hidden : 4 * options.channels;
+    up_ = register_module("up", std::make_shared<layers::Linear<Layers>>(options.channels, 2 * hidden, false, layers));
+    down_ = register_module("down", std::make_shared<layers::Linear<Layers>>(hidden, options.channels, false, layers));
+  }
+
+  at::Tensor forward(const at::Tensor& x, const typename Layers::Group& group = {}) {
+    return down_->forward(up_->forward(x, group), group, layers::Activation::swiglu);
+  }
+
+ private:
+  std::shared_ptr<layers::Linear<Layers>> up_, down_;
+};
+
+}  // namespace moecod::expert

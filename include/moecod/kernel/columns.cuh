@@ -1,0 +1,135 @@
+#pragma once
+#include "moecod/kernel/device.cuh"
+#include "moecod/kernel/pieces.cuh"
+
+/// What a grouped linear layer needs beside its products: biases, their gradients, and zeros for idle experts.
+///
+/// Sums go piece by piece and then over an expert's pieces in their order: no atomics. Bytes: x once.
+namespace moecod::kernel {
+
+namespace detail {
+
+struct ColumnTuning {
+  static constexpr int threads = 256;
+  static constexpr int piece = column_sums_piece;
+};
+
+template <class T, int V>
+__global__ void __launch_bounds__(ColumnTuning::threads) add_bias(const AddBias a) {
+  __shared__ Piece piece;
+  if (threadIdx.x == 0)
+    piece = find_piece(a.groups.offsets, a.groups.experts, a.groups.each, ColumnTuning::piece, blockIdx.x);
+  __syncthreads();
+  if (piece.expert < 0) return;
+  const int vectors = static_cast<int>(a.width / V), lanes = vectors < ColumnTuning::threads ? vectors : ColumnTuning::threads;
+  const int rows = ColumnTuning::threads / lanes;
+  if (threadIdx.x >= rows * lanes) return;
+  using Vector = Pack<T, V>;
+  for (int v = threadIdx.x % lanes; v < vectors; v += lanes) {
+    float bias[V];
+    reinterpret_cast<const Vector*>(static_cast<const T*>(a.bias) + piece.expert * a.width)[v].read(
+        [&](int c, float b) { bias[c] = b; });
+    for (int64_t i = piece.begin + threadIdx.x / lanes; i < piece.end; i += rows) {
+      Vector* at = reinterpret_cast<Vector*>(static_cast<T*>(a.x) + i * a.width) + v;
+      float x[V];
+      at->read([&](int c, float b) { x[c] = b + bias[c]; });
+      at->write([&](int c) { return x[c]; });
+    }
+  }
+}
+
+/// One block a piece and `threads` columns.
+template <class T>
+__global__ void __launch_bounds__(ColumnTuning::threads) sum_columns(const ColumnSums a) {
+  __shared__ Piece piece;
+  __shared__ float part[8][33];
+  if (threadIdx.x == 0)
+    piece = find_piece(a.groups.offsets, a.groups.experts, a.groups.each, ColumnTuning::piece, blockIdx.x);
+  __syncthreads();
+  if (piece.expert < 0) return;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int64_t c = int64_t(blockIdx.y) * 32 + lane;
+  float sum = 0;
+  if (c < a.width)
+    for (int64_t i = piece.begin + warp; i < piece.end; i += 8)
+      sum += to_float(static_cast<const T*>(a.x)[i * a.width + c]);
+  part[warp][lane] = sum;
+  __syncthreads();
+  if (warp == 0 && c < a.width) {
+    for (int w = 1; w < 8; ++w) sum += part[w][lane];
+    a.partial[int64_t(blockIdx.x) * a.width + c] = sum;
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(ColumnTuning::threads) sum_pieces(const ColumnSums a) {
+  __shared__ Piece piece;
+  if (threadIdx.x == 0) piece = pieces_of(a.groups.offsets, blockIdx.y, a.groups.each, ColumnTuning::piece);
+  __syncthreads();
+  const int64_t c = int64_t(blockIdx.x) * ColumnTuning::threads + threadIdx.x;
+  if (c >= a.width) return;
+  float sum = 0;
+  for (int64_t p = 0; p < piece.count; ++p) sum += a.partial[(piece.first + p) * a.width + c];
+  from_float(sum, static_cast<T*>(a.sums)[blockIdx.y * a.width + c]);
+}
+
+static __global__ void __launch_bounds__(ColumnTuning::threads) zero_idle(const ZeroIdle a) {
+  const int e = blockIdx.y;
+  if (a.groups.offsets[e] != a.groups.offsets[e + 1]) return;
+  uint4* row = reinterpret_cast<uint4*>(static_cast<char*>(a.x) + e * a.row_bytes);
+  for (int64_t i = int64_t(blockIdx.x) * ColumnTuning::threads + threadIdx.x; i < a.row_bytes / 16;
+       i += int64_t(gridDim.x) * ColumnTuning::threads)
+    row[i] = {0, 0, 0, 0};
+}
+
+/// Calls f with a value of the element type.
+template <class F>
+cudaError_t with_type(Type type, F&& f) {
+  switch (type) {
+    case Type::float32: return f(float{});
+    case Type::bfloat16: return f(__nv_bfloat16{});
+    case Type::float16: return f(__half{});
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace detail
+
+/// One launch.
+inline cudaError_t add_bias(const AddBias& a, cudaStream_t stream) {
+  if (a.groups.items() == 0 || a.width == 0) return cudaSuccess;
+  return detail::with_type(a.type, [&]<class T>(T) {
+    constexpr int wide = 16 / sizeof(T);
+    const auto blocks = static_cast<unsigned>(a.groups.pieces(detail::ColumnTuning::piece));
+    const bool aligned = reinterpret_cast<uintptr_t>(a.bias) % 16 == 0 && reinterpret_cast<uintptr_t>(a.x) % 16 == 0;
+    if (a.width % wide == 0 && aligned)
+      detail::add_bias<T, wide><<<blocks, detail::ColumnTuning::threads, 0, stream>>>(a);
+    else
+      detail::add_bias<T, 1><<<blocks, detail::ColumnTuning::threads, 0, stream>>>(a);
+    return cudaGetLastError();
+  });
+}
+
+/// Two launches.
+inline cudaError_t column_sums(const ColumnSums& a, cudaStream_t stream) {
+  if (a.width == 0) return cudaSuccess;
+  return detail::with_type(a.type, [&]<class T>(T) {
+    constexpr int threads = detail::ColumnTuning::threads;
+    if (const auto pieces = static_cast<unsigned>(a.groups.pieces(detail::ColumnTuning::piece)))
+      detail::sum_columns<T><<<dim3(pieces, static_cast<unsigned>((a.width + 31) / 32)), threads, 0, stream>>>(a);
+    detail::sum_pieces<T><<<dim3(static_cast<unsigned>((a.width + threads - 1) / threads), a.groups.experts), threads, 0,
+                            stream>>>(a);
+    return cudaGetLastError();
+  });
+}
+
+/// One launch.
+inline cudaError_t zero_idle(const ZeroIdle& a, cudaStream_t stream) {
+  if (a.row_bytes == 0) return cudaSuccess;
+  const int64_t blocks = (a.row_bytes / 16 + 1023) / 1024;
+  detail::zero_idle<<<dim3(static_cast<unsigned>(blocks < 64 ? blocks : 64), a.groups.experts),
+                      detail::ColumnTuning::threads, 0, stream>>>(a);
+  return cudaGetLastError();
+}
+
+}  // namespace moecod::kernel

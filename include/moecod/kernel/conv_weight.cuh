@@ -1,0 +1,274 @@
+#pragma once
+#include "moecod/kernel/conv.cuh"
+
+/// The gradient of a grouped convolution's weights.
+///
+/// For each expert a matrix product over its positions, d_weight [out, taps x in] = grad^T [out, positions] * x [positions,
+/// taps x in], for compute capability 9.0. TMA brings 64 positions of both, x moved by the tap of each 64 columns; both are
+/// read across. Positions behind the piece's end belong to another expert and are zeroed in shared memory.
+///
+/// An expert's positions are cut into pieces so that there is work for all multiprocessors; an expert of one piece is
+/// rounded and stored at once, those of several through float32 sums that a second kernel adds in their order. Nothing is
+/// atomic. Operations: 2 positions taps in out. Bytes: x and grad, d_weight, and the sums out and in.
+namespace moecod::kernel {
+
+namespace detail {
+
+/// The tile of a block: 64 channels out for each of its two warpgroups and 64 `Columns` of taps x in; or, with `Shared`,
+/// the same 64 channels out for both and 64 `Columns` columns for each.
+template <int Columns_, bool Shared_>
+struct ConvWeightTuning {
+  static constexpr int columns = Columns_, stages = 4;
+  static constexpr bool shared = Shared_;
+  static constexpr int warpgroups = 2, workers = 128 * warpgroups, threads = workers + 128;
+  static constexpr int grad_blocks = shared ? 1 : warpgroups, x_blocks = shared ? warpgroups * columns : columns;
+  static constexpr uint32_t block = 64 * 128;  // bytes of 64 positions, 64 channels
+  static constexpr uint32_t stage = (grad_blocks + x_blocks) * block;
+  static constexpr int in_flight = stage * stages > 229376 ? 2 : stages;
+  static constexpr uint32_t dynamic = in_flight * stage + 1024;
+};
+
+struct ConvWeightWork {
+  Groups groups;  // each: positions out
+  int in, out;
+  int taps_right, taps, right, down;
+  int low_right, low_down;
+  int out_width;
+  int64_t piece;  // positions a piece, a multiple of 64
+  __nv_bfloat16* d_weight;
+  float* partial;
+  __host__ __device__ int in_blocks() const { return (in + 63) / 64; }
+  __host__ __device__ int blocks() const { return taps * in_blocks(); }  // of 64 columns
+};
+
+#if MOECOD_HOPPER_CODE
+template <class Tuning>
+__device__ __forceinline__ void conv_weight_load(const CUtensorMap& x_map, const CUtensorMap& grad_map,
+                                                 const ConvWeightWork& work, const Piece& piece, int channel,
+                                                 int first_block, uint8_t* tiles, uint64_t* full, uint64_t* empty) {
+  const int blocks = min(work.blocks() - first_block, Tuning::x_blocks), in_blocks = work.in_blocks();
+  const auto steps = static_cast<int>((piece.end - piece.begin + 63) / 64);
+  for (int step = 0; step < steps; ++step) {
+    const int stage = step % Tuning::in_flight;
+    const int64_t position = piece.begin + 64 * step;
+    const auto n = static_cast<int>(position / work.groups.each), at = static_cast<int>(position % work.groups.each);
+    const int h = at / work.out_width + work.low_down, w = at % work.out_width + work.low_right;
+    uint8_t* to = tiles + stage * Tuning::stage;
+    hopper::barrier_wait(&empty[stage], (step / Tuning::in_flight & 1) ^ 1);
+    hopper::barrier_expect(&full[stage], (Tuning::grad_blocks + blocks) * Tuning::block);
+#pragma unroll
+    for (int i = 0; i < Tuning::grad_blocks; ++i)
+      hopper::load_box(to + i * Tuning::block, grad_map, &full[stage], channel + 64 * i, static_cast<int>(position));
+    to += Tuning::grad_blocks * Tuning::block;
+    for (int i = 0; i < blocks; ++i) {
+      const int tap = (first_block + i) / in_blocks, part = (first_block + i) % in_blocks;
+      hopper::load_columns(to + i * Tuning::block, x_map, &full[stage], 64 * part, w, h, n,
+                           tap % work.taps_right * work.right, tap / work.taps_right * work.down);
+    }
+  }
+}
+#endif
+
+template <class Tuning>
+__global__ void __launch_bounds__(Tuning::threads, 1)
+    conv_weight(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap grad_map,
+                const ConvWeightWork work, int row_tiles, int column_tiles) {
+#if MOECOD_HOPPER_CODE
+  extern __shared__ uint8_t raw[];
+  __shared__ uint64_t full[Tuning::in_flight], empty[Tuning::in_flight];
+  __shared__ Piece piece;
+  uint8_t* tiles = raw + (1024 - hopper::shared_address(raw) % 1024) % 1024;
+  const int column_tile = static_cast<int>(blockIdx.x % column_tiles), rest = blockIdx.x / column_tiles;
+  const int channel = rest % row_tiles * 64 * Tuning::grad_blocks, first_block = column_tile * Tuning::x_blocks;
+  const int64_t index = rest / row_tiles;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  if (threadIdx.x == 0) {
+    piece = find_piece(work.groups.offsets, work.groups.experts, work.groups.each, work.piece, index);
+    for (int i = 0; i < Tuning::in_flight; ++i) {
+      hopper::barrier_init(&full[i], 1);
+      hopper::barrier_init(&empty[i], Tuning::workers / 32);
+    }
+    hopper::barrier_init_done();
+  }
+  __syncthreads();
+  if (piece.expert < 0) return;
+  if (warp >= Tuning::workers / 32) {
+    hopper::fewer_registers<40>();
+    if (warp == Tuning::workers / 32 && lane == 0)
+      conv_weight_load<Tuning>(x_map, grad_map, work, piece, channel, first_block, tiles, full, empty);
+  } else {
+    hopper::more_registers<232>();
+    const int warpgroup = warp / 4;
+    float sums[32 * Tuning::columns];
+#pragma unroll
+    for (int j = 0; j < 32 * Tuning::columns; ++j) sums[j] = 0;
+    hopper::settle(sums);
+    const auto steps = static_cast<int>((piece.end - piece.begin + 63) / 64);
+    for (int step = 0; step < steps; ++step) {
+      const int stage = step % Tuning::in_flight;
+      hopper::barrier_wait(&full[stage], step / Tuning::in_flight & 1);
+      uint8_t* here = tiles + stage * Tuning::stage;
+      const auto left = static_cast<int>(piece.end - piece.begin - 64 * step);
+      if (left < 64) {
+        hopper::multiply_wait<0>();
+        constexpr int each = Tuning::block / 16;  // vectors a block; a position has 8
+        for (int i = threadIdx.x; i < (Tuning::grad_blocks + Tuning::x_blocks) * each; i += Tuning::workers)
+          if (i % each / 8 >= left) reinterpret_cast<uint4*>(here)[i] = {0, 0, 0, 0};
+        hopper::publish_stores();
+        hopper::named_barrier(1, Tuning::workers);
+      }
+      const uint32_t grad = hopper::shared_address(here) + (Tuning::shared ? 0 : warpgroup) * Tuning::block;
+      const uint32_t x = hopper::shared_address(here) + Tuning::grad_blocks * Tuning::block +
+                         (Tuning::shared ? warpgroup : 0) * Tuning::columns * Tuning::block;
+      hopper::multiply_begin();
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        hopper::multiply<Tuning::columns, true, true>(sums, hopper::across_k(grad + 2048 * k, Tuning::block),
+                                                      hopper::across_k(x + 2048 * k, Tuning::block), Tuning::block);
+      hopper::multiply_commit();
+      hopper::multiply_wait<1>();
+      if (lane == 0 && step > 0) hopper::barrier_arrive(&empty[(step - 1) % Tuning::in_flight]);
+    }
+    hopper::multiply_wait<0>();
+    hopper::settle(sums);
+
+    const int row = channel + (Tuning::shared ? 0 : 64 * warpgroup) + 16 * (warp % 4) + lane / 4;
+    const int64_t row_size = int64_t(work.taps) * work.in;
+    const int64_t matrix = piece.count == 1 ? piece.expert : index;
+#pragma unroll
+    for (int b = 0; b < Tuning::columns; ++b) {
+      const int block = first_block + (Tuning::shared ? warpgroup * Tuning::columns : 0) + b;
+      const int tap = block / work.in_blocks(), in = block % work.in_blocks() * 64 + lane % 4 * 2;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int64_t at = (matrix * work.out + row + 8 * half) * row_size + int64_t(tap) * work.in + in;
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+          if (block >= work.blocks() || row + 8 * half >= work.out || in + 8 * j >= work.in) continue;
+          const float2 two{sums[32 * b + 4 * j + 2 * half], sums[32 * b + 4 * j + 2 * half + 1]};
+          if (piece.count == 1)
+            *reinterpret_cast<__nv_bfloat162*>(work.d_weight + at + 8 * j) = __floats2bfloat162_rn(two.x, two.y);
+          else
+            *reinterpret_cast<float2*>(work.partial + at + 8 * j) = two;
+        }
+      }
+    }
+  }
+#endif
+}
+
+/// Adds the sums of an expert's pieces; writes zeros where it has none, nothing where it has one.
+static __global__ void __launch_bounds__(256) add_pieces(const ConvWeightWork work) {
+  __shared__ Piece piece;
+  if (threadIdx.x == 0) piece = pieces_of(work.groups.offsets, blockIdx.y, work.groups.each, work.piece);
+  __syncthreads();
+  if (piece.count == 1) return;
+  const int64_t size = int64_t(work.out) * work.taps * work.in, vectors = size / 4;
+  for (int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x; i < vectors; i += int64_t(gridDim.x) * 256) {
+    float4 sum{0, 0, 0, 0};
+    for (int64_t p = 0; p < piece.count; ++p) {
+      const float4 x = reinterpret_cast<const float4*>(work.partial + (piece.first + p) * size)[i];
+      sum.x += x.x;
+      sum.y += x.y;
+      sum.z += x.z;
+      sum.w += x.w;
+    }
+    auto* to = reinterpret_cast<__nv_bfloat162*>(work.d_weight + blockIdx.y * size) + 2 * i;
+    to[0] = __floats2bfloat162_rn(sum.x, sum.y);
+    to[1] = __floats2bfloat162_rn(sum.z, sum.w);
+  }
+}
+
+struct ConvWeightTunings {
+  using narrow = ConvWeightTuning<5, true>;  // 64 channels out
+  using wide = ConvWeightTuning<4, false>;
+  using whole = ConvWeightTuning<5, false>;  // where blocks of 64 columns come in fives
+};
+template <class F>
+auto with_conv_weight_tuning(int out, int blocks, F&& f) {
+  if (out <= 64) return f(ConvWeightTunings::narrow{});
+  if ((blocks + 4) / 5 * 5 <= (blocks + 3) / 4 * 4) return f(ConvWeightTunings::whole{});
+  return f(ConvWeightTunings::wide{});
+}
+
+inline ConvWeightWork conv_weight_work(const ConvWeight& a) {
+  const ConvShape& s = a.shape;
+  ConvWeightWork work{};
+  work.groups = a.groups;
+  work.groups.each = int64_t(s.out_height()) * s.out_width();
+  work.in = s.in;
+  work.out = s.out;
+  work.taps = s.taps();
+  work.taps_right = s.kernel[1];
+  work.right = s.dilation[1];
+  work.down = s.dilation[0];
+  work.low_down = -s.padding[0];
+  work.low_right = -s.padding[1];
+  work.out_width = s.out_width();
+  work.d_weight = static_cast<__nv_bfloat16*>(a.d_weight);
+  work.partial = a.partial;
+  return work;
+}
+
+/// Positions a piece: about three tiles for each multiprocessor, and no fewer than 1024 positions.
+template <class Tuning>
+cudaError_t conv_weight_piece(const ConvWeightWork& work, int64_t* piece, int* row_tiles, int* column_tiles) {
+  int processors = 0;
+  if (const cudaError_t error = multiprocessors(&processors)) return error;
+  *row_tiles = (work.out + 64 * Tuning::grad_blocks - 1) / (64 * Tuning::grad_blocks);
+  *column_tiles = (work.blocks() + Tuning::x_blocks - 1) / Tuning::x_blocks;
+  const int64_t tiles = int64_t(*row_tiles) * *column_tiles, wanted = (3 * processors + tiles - 1) / tiles;
+  const int64_t size = (work.groups.items() + wanted - 1) / wanted;
+  *piece = ((size < 1024 ? 1024 : size) + 63) / 64 * 64;
+  return cudaSuccess;
+}
+
+}  // namespace detail
+
+/// The number of float32 that ConvWeight::partial must hold.
+inline cudaError_t conv_weight_partial(const ConvWeight& a, int64_t* size) {
+  detail::ConvWeightWork work = detail::conv_weight_work(a);
+  return detail::with_conv_weight_tuning(work.out, work.blocks(), [&](auto tuning) {
+    int row_tiles, column_tiles;
+    const cudaError_t error =
+        detail::conv_weight_piece<decltype(tuning)>(work, &work.piece, &row_tiles, &column_tiles);
+    *size = work.groups.pieces(work.piece) * work.out * work.taps * work.in;
+    return error;
+  });
+}
+
+/// Two launches.
+inline cudaError_t conv_weight(const ConvWeight& a, cudaStream_t stream) {
+  detail::ConvWeightWork work = detail::conv_weight_work(a);
+  const ConvShape& s = a.shape;
+  return detail::with_conv_weight_tuning(work.out, work.blocks(), [&](auto tuning) {
+    using Tuning = decltype(tuning);
+    int row_tiles, column_tiles;
+    if (const cudaError_t error = detail::conv_weight_piece<Tuning>(work, &work.piece, &row_tiles, &column_tiles))
+      return error;
+    if (work.groups.rows > 0) {
+      int upper[2];
+      for (int i = 0; i < 2; ++i) upper[i] = s.padding[i] - s.dilation[i] * (s.kernel[i] - 1);
+      const int lower[] = {-s.padding[0], -s.padding[1]};
+      CUtensorMap x_map, grad_map;
+      if (const cudaError_t error =
+              hopper::columns_map(&x_map, a.x, a.groups.rows, s.height, s.width, s.in, lower, upper, 64))
+        return error;
+      if (const cudaError_t error = hopper::tiled_map<2>(
+              &grad_map, a.grad, {uint64_t(s.out), uint64_t(work.groups.items())}, {64, 64}))
+        return error;
+      const auto kernel = detail::conv_weight<Tuning>;
+      if (const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                         cudaFuncAttributeMaxDynamicSharedMemorySize, Tuning::dynamic))
+        return error;
+      const auto blocks = static_cast<unsigned>(work.groups.pieces(work.piece) * row_tiles * column_tiles);
+      kernel<<<blocks, Tuning::threads, Tuning::dynamic, stream>>>(x_map, grad_map, work, row_tiles, column_tiles);
+      if (const cudaError_t error = cudaGetLastError()) return error;
+    }
+    const int64_t size = int64_t(work.out) * work.taps * work.in, most = (size / 4 + 255) / 256;
+    detail::add_pieces<<<dim3(static_cast<unsigned>(most < 512 ? most : 512), a.groups.experts), 256, 0, stream>>>(work);
+    return cudaGetLastError();
+  });
+}
+
+}  // namespace moecod::kernel

@@ -1,0 +1,57 @@
+#pragma once
+#include "moecod/kernel/arguments.hpp"
+
+/// Items sorted by expert, cut into pieces of one expert each, without the host knowing where experts begin.
+namespace moecod::kernel {
+
+/// A run of items of one expert.
+struct Piece {
+  int expert = -1;
+  int64_t begin = 0, end = 0;  ///< items; empty where there is no such piece
+  int64_t first = 0;           ///< the number of the expert's first piece
+  int64_t count = 0;           ///< pieces of the expert
+};
+
+/// Piece `index`: experts in their order, each cut every `size` items from its first. One thread's work, O(E).
+#ifdef __CUDACC__
+__host__ __device__
+#endif
+    inline Piece
+    find_piece(const int32_t* offsets, int experts, int64_t each, int64_t size, int64_t index) {
+  Piece piece;
+  int64_t first = 0, begin = each * offsets[0];
+  for (int e = 0; e < experts; ++e) {
+    const int64_t end = each * offsets[e + 1], count = (end - begin + size - 1) / size;
+    if (index < first + count) {
+      const int64_t from = begin + (index - first) * size;
+      piece.expert = e;
+      piece.begin = from;
+      piece.end = from + size < end ? from + size : end;
+      piece.first = first;
+      piece.count = count;
+      return piece;
+    }
+    first += count;
+    begin = end;
+  }
+  return piece;
+}
+
+/// The pieces of an expert: the number of the first, and how many.
+#ifdef __CUDACC__
+__host__ __device__
+#endif
+    inline Piece
+    pieces_of(const int32_t* offsets, int expert, int64_t each, int64_t size) {
+  Piece piece;
+  piece.expert = expert;
+  for (int e = 0; e <= expert; ++e) {
+    piece.begin = each * offsets[e];
+    piece.end = each * offsets[e + 1];
+    piece.first += piece.count;
+    piece.count = (piece.end - piece.begin + size - 1) / size;
+  }
+  return piece;
+}
+
+}  // namespace moecod::kernel

@@ -1,0 +1,175 @@
+// moecod::grouped_linear against float64, expert by expert.
+#include "moecod/layers/linear.hpp"
+
+#include <c10/cuda/CUDAFunctions.h>
+
+#include "moecod/expert/swiglu.hpp"
+#include "tests/cuda/on_cuda.hpp"
+
+namespace moecod::on_cuda {
+namespace {
+
+using layers::Activation;
+
+/// Offsets of experts with such numbers of rows.
+at::Tensor offsets_of(const std::vector<int64_t>& rows, at::Device device = at::kCUDA) {
+  std::vector<int32_t> out{0};
+  for (int64_t n : rows) out.push_back(out.back() + static_cast<int32_t>(n));
+  return at::tensor(out, at::kInt).to(device);
+}
+
+/// y, d_x, d_weight, d_bias.
+Tensors results(const at::Tensor& y, const Tensors& inputs) {
+  const at::Tensor weight = at::arange(y.numel(), y.options().dtype(at::kDouble)).view_as(y).mul(0.37).sin();
+  Tensors out{y};
+  for (const at::Tensor& grad : torch::autograd::grad({(y * weight.to(y.scalar_type())).sum()}, inputs)) out.push_back(grad);
+  return out;
+}
+
+Tensors by_operator(const Tensors& in, const at::Tensor& offsets, Activation activation) {
+  const at::Tensor y = operators::find<operators::GroupedLinear>()->call(
+      in[0], in[1], in.size() > 2 ? std::optional(in[2]) : std::nullopt, offsets, name_of(activation));
+  return results(y, in);
+}
+
+Tensors by_experts(const Tensors& in, const std::vector<int64_t>& rows, Activation activation) {
+  std::vector<at::Tensor> out;
+  int64_t begin = 0;
+  for (std::size_t e = 0; e < rows.size(); ++e) {
+    out.push_back(at::linear(layers::activate(in[0].slice(0, begin, begin + rows[e]), activation), in[1][e],
+                             in.size() > 2 ? in[2][e] : at::Tensor()));
+    begin += rows[e];
+  }
+  return results(at::cat(out), in);
+}
+
+Tensors as(const Tensors& in, at::ScalarType type) {
+  Tensors out;
+  for (const at::Tensor& t : in) out.push_back(t.detach().to(type).set_requires_grad(true));
+  return out;
+}
+
+void compare(const std::vector<int64_t>& rows, int64_t in, int64_t out, Activation activation, bool bias,
+             at::ScalarType type, bool kernel, int64_t middle = 0) {
+  SCOPED_TRACE(::testing::Message() << rows.size() << " experts, " << in << " to " << out << ", " << name_of(activation));
+  int64_t all = 0;
+  for (int64_t n : rows) all += n;
+  std::vector<int64_t> sizes{all, activation == Activation::swiglu ? 2 * in : in};
+  if (middle) sizes.insert(sizes.begin() + 1, middle);
+  const auto experts = static_cast<int64_t>(rows.size());
+  Tensors inputs{at::randn(sizes, on(at::kFloat)),
+                 at::randn({experts, out, in}, on(at::kFloat)) / std::sqrt(static_cast<double>(in))};
+  if (bias) inputs.push_back(at::randn({experts, out}, on(at::kFloat)));
+  const Tensors given = as(inputs, type);
+  const int64_t before = operators::fallbacks();
+  const Tensors got = by_operator(given, offsets_of(rows), activation);
+  EXPECT_EQ(operators::fallbacks() - before, kernel ? 0 : 2);
+  const Tensors exact = by_experts(as(given, at::kDouble), rows, activation);
+  const char* names[] = {"y", "d_x", "d_weight", "d_bias"};
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    EXPECT_EQ(got[i].scalar_type(), type);
+    EXPECT_LE(relative_error(got[i], exact[i]), type == at::kFloat ? 2e-6 : 1e-2) << names[i];
+  }
+}
+
+/// Whether at::_grouped_mm has a kernel for this device.
+bool has_kernel() {
+  const int major = at::cuda::getCurrentDeviceProperties()->major;
+  return major == 9 || major == 10;
+}
+
+TEST(GroupedLinear, EqualsFloat64_CUDA) {
+  MOECOD_NEEDS_CUDA();
+  if (!has_kernel()) GTEST_SKIP() << "at::_grouped_mm has no kernel for this device";
+  torch::manual_seed(1);
+  for (Activation activation : {Activation::none, Activation::gelu, Activation::swiglu})
+    for (bool bias : {false, true}) {
+      compare({37, 0, 1, 300, 64, 0}, 64, 96, activation, bias, at::kBFloat16, true);
+      compare({700}, 8, 8, activation, bias, at::kBFloat16, true);
+      compare({5, 0, 9}, 24, 40, activation, bias, at::kBFloat16, true, /*middle=*/7);
+    }
+  compare(std::vector<int64_t>(128, 3), 320, 1280, Activation::none, true, at::kBFloat16, true);
+}
+
+TEST(GroupedLinear, OtherTypesAndOddWidthsFallBack_CUDA) {
+  MOECOD_NEEDS_CUDA();
+  torch::manual_seed(2);
+  for (Activation activation : {Activation::none, Activation::gelu, Activation::swiglu}) {
+    compare({37, 0, 1, 90}, 64, 96, activation, true, at::kFloat, false);
+    compare({37, 0, 1, 90}, 35, 33, activation, true, at::kBFloat16, false);
+  }
+}
+
+TEST(GroupedLinear, IdleExpertsHaveZeroGradients_CUDA) {
+  MOECOD_NEEDS_CUDA();
+  const Tensors in = as({at::randn({40, 16}, on(at::kFloat)), at::randn({5, 24, 16}, on(at::kFloat)),
+                         at::randn({5, 24}, on(at::kFloat))},
+                        at::kBFloat16);
+  for (int i = 0; i < 20; ++i) {
+    at::full({1 << 20}, NAN, on(at::kBFloat16));  // what lies in memory that is handed out next
+    const Tensors got = by_operator(in, offsets_of({0, 30, 0, 10, 0}), Activation::none);
+    for (int64_t e : {0, 2, 4})
+      for (const at::Tensor& grad : {got[2], got[3]}) EXPECT_EQ(grad[e].abs().sum().item<double>(), 0) << e;
+  }
+}
+
+TEST(GroupedLinear, RepeatsBitwiseAndDoesNotWait_CUDA) {
+  MOECOD_NEEDS_CUDA();
+  if (!has_kernel()) GTEST_SKIP() << "at::_grouped_mm has no kernel for this device";
+  torch::manual_seed(3);
+  const Tensors in = as({at::randn({3000, 256}, on(at::kFloat)), at::randn({6, 128, 128}, on(at::kFloat)),
+                         at::randn({6, 128}, on(at::kFloat))},
+                        at::kBFloat16);
+  const at::Tensor offsets = offsets_of({1000, 0, 7, 993, 500, 500});
+  const at::Tensor seed = at::ones({3000, 128}, on(at::kBFloat16));
+  const auto step = [&] {
+    const at::Tensor y = operators::find<operators::GroupedLinear>()->call(in[0], in[1], in[2], offsets, "swiglu");
+    Tensors out{y};
+    for (const at::Tensor& grad : torch::autograd::grad({y}, {in[0], in[1], in[2]}, {seed})) out.push_back(grad);
+    return out;
+  };
+  expect_repeats(step);
+  expect_waits_never(step);
+  expect_captures(step, [&](int i) { offsets.copy_(offsets_of({500 + i, 500, 7, 993 - i, 0, 1000})); });
+}
+
+TEST(SwiGlu, KeepsTheHiddenLayerBeforeItsActivationOnly_CUDA) {
+  MOECOD_NEEDS_CUDA();
+  if (!has_kernel()) GTEST_SKIP() << "at::_grouped_mm has no kernel for this device";
+  constexpr int64_t rows = 1 << 14, channels = 256, hidden = 1024;
+  expert::SwiGlu<layers::Stacked> expert({.channels = channels, .hidden = hidden}, layers::Stacked{4});
+  expert.to(at::kCUDA, at::kBFloat16);
+  const at::Tensor x = at::randn({rows, channels}, on(at::kBFloat16)).set_requires_grad(true);
+  const auto group = layers::Stacked::Group::sorted(offsets_of({rows / 2, 0, rows / 4, rows / 4}));
+  expert.forward(x, group);
+  const int64_t before = allocated();
+  const at::Tensor y = expert.forward(x, group);
+  const int64_t kept = allocated() - before - y.numel() * 2;
+  EXPECT_LE(kept, rows * 2 * hidden * 2 + (1 << 20)) << "bytes; the activation would add " << rows * hidden * 2;
+}
+
+TEST(Linear, ByTheOperatorUnderAutocast_CUDA) {
+  MOECOD_NEEDS_CUDA();
+  torch::manual_seed(4);
+  layers::Linear<layers::Stacked> layer(32, 48, true, layers::Stacked{3});
+  {
+    const torch::NoGradGuard no_grad;
+    layer.weight.normal_();
+    layer.bias.normal_();
+  }
+  const at::Tensor x = at::randn({20, 32});
+  const at::Tensor exact = layer.forward(x, layers::Stacked::Group::sorted(offsets_of({5, 15, 0}, at::kCPU)));
+  layer.to(at::kCUDA);
+  at::autocast::set_autocast_enabled(at::kCUDA, true);
+  at::autocast::set_autocast_dtype(at::kCUDA, at::kBFloat16);
+  const at::Tensor y = layer.forward(x.cuda(), layers::Stacked::Group::sorted(offsets_of({5, 15, 0})));
+  at::autocast::clear_cache();
+  at::autocast::set_autocast_enabled(at::kCUDA, false);
+  EXPECT_EQ(y.scalar_type(), at::kBFloat16);
+  EXPECT_LE(relative_error(y.cpu(), exact), 1e-2);
+  y.sum().backward();
+  EXPECT_EQ(layer.weight.grad().scalar_type(), at::kFloat);
+}
+
+}  // namespace
+}  // namespace moecod::on_cuda
