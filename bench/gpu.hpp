@@ -25,7 +25,7 @@ inline constexpr int rounds = 11;
 
 /// Seconds of one round, the median of several.
 template <class F>
-double median_seconds(F&& round) {
+double median_seconds(F&& round, int rounds = bench::rounds) {
   std::vector<double> seconds;
   at::cuda::CUDAEvent begin(cudaEventDefault), end(cudaEventDefault);
   const auto stream = c10::cuda::getCurrentCUDAStream();

@@ -7,8 +7,8 @@
 import json
 import sys
 
-CONTEXT = ("date", "device", "multiprocessors", "commit", "libtorch", "copy_bandwidth_GBs")
-FIELDS = ("name", "real_time", "time_unit", "bytes", "floor_us", "error_occurred", "error_message")
+CONTEXT = ("date", "device", "multiprocessors", "commit", "libtorch", "copy_bandwidth_GBs", "bfloat16_TFLOPs")
+FIELDS = ("name", "real_time", "time_unit", "bytes", "floor_us", "peak_MB", "tflops", "error_occurred", "error_message")
 
 
 def parse(name):
@@ -26,6 +26,26 @@ def number(value):
     return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
+def print_dispatchers(group, cases, report):
+    """A column a row of the case, in ms, with TFLOP/s and peak MB of the best, and ratios to the bound where there is one."""
+    columns = list(dict.fromkeys(by for row in cases.values() for by in row))
+    ceiling = float(report["context"].get("bfloat16_TFLOPs", 0))
+    bounds = [by for by in columns if by.startswith("bound")]
+    ratios = [(by, "bound_graph" if by.endswith("_graph") else "bound") for by in columns
+              if by.startswith(("grouped", "skewed"))] if bounds else []
+    head = (["case"] + [f"{by} ms" for by in columns] + [f"{by} / {bound}" for by, bound in ratios] +
+            ["grouped TFLOP/s", "of the ceiling"] + [f"{by} peak MB" for by in columns if not by.endswith("_graph")])
+    print(f"\n### {group}\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    for case, row in cases.items():
+        time = {by: entry["real_time"] / 1e3 for by, entry in row.items() if not entry.get("error_occurred")}
+        rate = max((row[by]["tflops"] for by in ("grouped", "grouped_graph") if by in time), default=0)
+        cells = [case] + [f"{time[by]:.3f}" if by in time else "" for by in columns]
+        cells += [f"{time[by] / time[bound]:.2f}" if by in time and bound in time else "" for by, bound in ratios]
+        cells += [number(rate), f"{100 * rate / ceiling:.0f} %" if ceiling else ""]
+        cells += [number(row[by]["peak_MB"]) if by in time else "" for by in columns if not by.endswith("_graph")]
+        print(f"| {' | '.join(cells)} |")
+
+
 def trimmed(report):
     return {"context": {key: report["context"][key] for key in CONTEXT if key in report["context"]},
             "benchmarks": [{key: entry[key] for key in FIELDS if key in entry} for entry in report["benchmarks"]]}
@@ -36,10 +56,14 @@ def print_tables(report):
     for entry in report["benchmarks"]:
         group, case, by = parse(entry["name"])
         row = groups.setdefault(group, {}).setdefault(case, {})
-        row[by] = None if entry.get("error_occurred") else entry["real_time"]
-        row["floor"] = entry.get("floor_us")
+        row[by] = entry
     print(", ".join(f"{key} {value}" for key, value in report["context"].items() if key in CONTEXT))
     for group, cases in groups.items():
+        if not any("kernel" in row or "libtorch" in row for row in cases.values()):
+            print_dispatchers(group, cases, report)
+            continue
+        cases = {case: {by: None if entry.get("error_occurred") else entry["real_time"] for by, entry in row.items()} |
+                 {"floor": next(iter(row.values())).get("floor_us")} for case, row in cases.items()}
         eager = any("kernel_eager" in row for row in cases.values())
         head = ["case", "µs", "floor µs", "floor / time", "LibTorch µs", "times faster"] + ["eager µs"] * eager
         print(f"\n### {group}\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")

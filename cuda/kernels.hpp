@@ -27,8 +27,8 @@ cudaError_t activate_backward(const kernel::ActivateBackward& arguments, cudaStr
 
 /// Whether the device and the shape are such that conv and conv_weight run.
 bool conv_takes(const kernel::ConvShape& shape);
-/// Positions a piece of Conv::moments, for a convolution with so many channels out.
-int conv_piece(int channels);
+/// Positions a piece of Conv::moments, where y has so many channels and groups.each positions an image.
+int conv_piece(const kernel::Groups& groups, int channels);
 cudaError_t conv(const kernel::Conv& arguments, cudaStream_t stream);
 /// The number of float32 that ConvWeight::partial must hold.
 cudaError_t conv_weight_partial(const kernel::ConvWeight& arguments, int64_t* size);

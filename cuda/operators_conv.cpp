@@ -137,7 +137,7 @@ Pair conv_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offsets
   const Tensor y = at::empty({x.size(0), shape.out, shape.out_height(), shape.out_width()},
                              x.options().memory_format(channels_last));
   const kernel::Groups images = groups(y, at);
-  const int64_t pieces = moments ? images.pieces(conv_piece(shape.out)) : 0;
+  const int64_t pieces = moments ? images.pieces(conv_piece(images, shape.out)) : 0;
   const Tensor taken = moments ? at::empty({pieces, 2, shape.out}, x.options().dtype(at::kFloat)) : no_moments(x);
   C10_CUDA_CHECK(conv({.groups = images,
                        .shape = shape,
@@ -345,7 +345,7 @@ Pair norm_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& bias, T
   Tensor taken;
   if (batch_statistics && moments && moments->numel() > 0) {
     taken = *moments;
-    arguments.piece = conv_piece(arguments.channels);
+    arguments.piece = conv_piece(arguments.groups, arguments.channels);
     TORCH_CHECK(taken.size(0) == arguments.groups.pieces(arguments.piece) && taken.is_contiguous(),
                 "moecod::grouped_batch_norm: moments must be those that grouped_conv2d returned with x");
   } else if (batch_statistics) {

@@ -1,4 +1,5 @@
-// The operator torch.ops.moecod.grouped_linear: activation(x) weight^T + bias, each row by its expert's weights.
+// The operators torch.ops.moecod.grouped_linear, activation(x) weight^T + bias, each row by its expert's weights, and
+// grouped_swiglu, the gated hidden layer of such an expert where no gradient is wanted.
 //
 // In bfloat16 on compute capability 9.0 and 10.0, with widths that are multiples of 8, by at::_grouped_mm, whose offsets
 // stay on the device; else expert by expert, which reads the offsets back and is counted.
@@ -232,6 +233,55 @@ Gradients linear_backward_by_kernel(const Tensor& grad, const Tensor& x, const T
   return {d_x, d_weight, d_bias};
 }
 
+// -------------------------------------------------------------------------------------- the hidden layer in inference
+
+void check_swiglu(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+  check_linear(x, weight, std::nullopt, offsets, "none");
+  TORCH_CHECK(weight.sym_size(1) % 2 == 0, "moecod::grouped_swiglu: weight must be [E, 2 n, in], got ",
+              weight.sym_sizes());
+}
+
+Tensor swiglu_by_torch(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+  check_swiglu(x, weight, offsets);
+  return layers::activate(call<operators::GroupedLinear>(x, weight, std::nullopt, offsets, "none"), Activation::swiglu);
+}
+
+Tensor swiglu_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+  check_swiglu(x, weight, offsets);
+  const c10::cuda::CUDAGuard device(x.device());
+  // A linear layer is a convolution of images of one position.
+  const kernel::ConvShape shape{.height = 1,
+                                .width = 1,
+                                .in = static_cast<int>(weight.size(2)),
+                                .out = static_cast<int>(weight.size(1))};
+  if (!kernel_takes(x.scalar_type() == at::kBFloat16 && weight.size(1) % 16 == 0 && x.numel() > 0 && conv_takes(shape)))
+    return swiglu_by_torch(x, weight, offsets);
+  Tensor at = offsets.contiguous();
+  const kernel::Groups rows = groups(x, at);
+  if (rows.each > 1) at = at * rows.each;
+  const Tensor in = flat(x), w = weight.contiguous(), a = at::empty({in.size(0), weight.size(1) / 2}, x.options());
+  C10_CUDA_CHECK(conv({.groups = {.offsets = at.const_data_ptr<int32_t>(), .experts = rows.experts, .rows = in.size(0)},
+                       .shape = shape,
+                       .gated = true,
+                       .x = in.const_data_ptr(),
+                       .weight = w.const_data_ptr(),
+                       .y = a.mutable_data_ptr()},
+                      stream()));
+  return a.view_symint(with_width(x, weight.sym_size(1) / 2));
+}
+
+Tensor swiglu_shapes(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+  check_swiglu(x, weight, offsets);
+  return at::empty_symint(with_width(x, weight.sym_size(1) / 2), x.options());
+}
+
+Tensor swiglu_with_autocast(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCUDA);
+  const auto type = at::autocast::get_autocast_dtype(at::kCUDA);
+  return call<operators::GroupedSwiGlu>(at::autocast::cached_cast(type, x, at::kCUDA),
+                                        at::autocast::cached_cast(type, weight, at::kCUDA), offsets);
+}
+
 // ------------------------------------------------------------------------------------------------ shapes and autograd
 
 Tensor linear_shapes(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& offsets,
@@ -293,6 +343,7 @@ Tensor linear_with_autocast(const Tensor& x, const Tensor& weight, const optiona
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(moecod, m) {
+  m.def("grouped_swiglu(Tensor x, Tensor weight, Tensor offsets) -> Tensor");
   m.def("grouped_linear(Tensor x, Tensor weight, Tensor? bias, Tensor offsets, str activation) -> Tensor");
   m.def(
       "grouped_linear_backward(Tensor grad, Tensor x, Tensor weight, Tensor offsets, str activation, bool[3] needed) -> "
@@ -300,16 +351,19 @@ TORCH_LIBRARY_FRAGMENT(moecod, m) {
 }
 
 TORCH_LIBRARY_IMPL(moecod, CUDA, m) {
+  m.impl("grouped_swiglu", &swiglu_by_kernel);
   m.impl("grouped_linear", &linear_by_kernel);
   m.impl("grouped_linear_backward", &linear_backward_by_kernel);
 }
 
 TORCH_LIBRARY_IMPL(moecod, CPU, m) {
+  m.impl("grouped_swiglu", &swiglu_by_torch);
   m.impl("grouped_linear", &linear_by_torch);
   m.impl("grouped_linear_backward", &linear_backward_by_torch);
 }
 
 TORCH_LIBRARY_IMPL(moecod, Meta, m) {
+  m.impl("grouped_swiglu", &swiglu_shapes);
   m.impl("grouped_linear", &linear_shapes);
   m.impl("grouped_linear_backward", &linear_backward_shapes);
 }
@@ -317,8 +371,12 @@ TORCH_LIBRARY_IMPL(moecod, Meta, m) {
 TORCH_LIBRARY_IMPL(moecod, Autograd, m) {
   m.impl("grouped_linear", &linear_with_autograd);
   m.impl("grouped_linear_backward", torch::autograd::autogradNotImplementedFallback());
+  m.impl("grouped_swiglu", torch::autograd::autogradNotImplementedFallback());
 }
 
-TORCH_LIBRARY_IMPL(moecod, AutocastCUDA, m) { m.impl("grouped_linear", &linear_with_autocast); }
+TORCH_LIBRARY_IMPL(moecod, AutocastCUDA, m) {
+  m.impl("grouped_linear", &linear_with_autocast);
+  m.impl("grouped_swiglu", &swiglu_with_autocast);
+}
 
 }  // namespace moecod::cuda

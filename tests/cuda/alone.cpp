@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -128,6 +129,142 @@ void run(int64_t rows, int experts, int k, int64_t width, kernel::Gate gate) {
   for (float g : d_l) require(std::isfinite(g), "gradients of the logits are finite");
 }
 
+using Bits = uint16_t;  // of bfloat16
+
+std::vector<Bits> rounded(const std::vector<float>& from) {
+  std::vector<Bits> out(from.size());
+  for (std::size_t i = 0; i < from.size(); ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, &from[i], 4);
+    out[i] = static_cast<Bits>(bits >> 16);
+  }
+  return out;
+}
+
+std::vector<float> widened(const std::vector<Bits>& from) {
+  std::vector<float> out(from.size());
+  for (std::size_t i = 0; i < from.size(); ++i) {
+    const uint32_t bits = uint32_t(from[i]) << 16;
+    std::memcpy(&out[i], &bits, 4);
+  }
+  return out;
+}
+
+void require_close(const std::vector<float>& got, const std::vector<float>& exact, const char* what) {
+  double error = 0, norm = 0;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    error += (double(got[i]) - exact[i]) * (double(got[i]) - exact[i]);
+    norm += double(exact[i]) * exact[i];
+  }
+  require(std::sqrt(error) <= 1e-2 * std::sqrt(norm), what);  // NaN is never close
+}
+
+/// Convolution, its gradients, and normalisation with ReLU of images sorted by expert.
+void run_images(const std::vector<int32_t>& offsets, int in, int out, int height, int width) {
+  const auto experts = static_cast<int>(offsets.size()) - 1;
+  const kernel::ConvShape shape{
+      .height = height, .width = width, .in = in, .out = out, .kernel = {3, 3}, .padding = {1, 1}};
+  if (!cuda::conv_takes(shape)) return;
+  const int64_t positions = int64_t(height) * width, items = offsets.back() * positions, taps = 9;
+  const Array<int32_t> bounds(offsets);
+  const kernel::Groups groups{.offsets = bounds.data(), .experts = experts, .rows = offsets.back(), .each = positions};
+  const Array<Bits> x(rounded(values(items * in, 1))), w(rounded(values(experts * out * taps * in, 2)));
+  const Array<Bits> grad(rounded(values(items * out, 3)));
+  const Array<Bits> y(items * out), d_x(items * in), d_w(experts * out * taps * in), z(items * out), d_y(items * out);
+  const int piece = cuda::conv_piece(groups, out);
+  const Array<float> moments(groups.pieces(piece) * 2 * out);
+  kernel::Conv conv{.groups = groups, .shape = shape, .x = x.data(), .weight = w.data(), .y = y.data(),
+                    .moments = moments.data()};
+  check(cuda::conv(conv, nullptr), "conv");
+  conv.transposed = true;
+  conv.x = grad.data();
+  conv.y = d_x.data();
+  conv.moments = nullptr;
+  check(cuda::conv(conv, nullptr), "conv, transposed");
+  kernel::ConvWeight weight{.groups = groups, .shape = shape, .x = x.data(), .grad = grad.data(), .d_weight = d_w.data()};
+  int64_t size = 0;
+  check(cuda::conv_weight_partial(weight, &size), "conv_weight_partial");
+  const Array<float> partial(size);
+  weight.partial = partial.data();
+  check(cuda::conv_weight(weight, nullptr), "conv_weight");
+
+  const std::size_t parameters = experts * out;
+  const Array<float> scale(values(parameters, 4)), shift(values(parameters, 5)), mean(values(parameters, 6));
+  const Array<float> var(std::vector<float>(parameters, 1)), used(2 * parameters), d_scale(parameters), d_shift(parameters);
+  const Array<int64_t> tracked(std::vector<int64_t>(experts, 0));
+  check(cuda::normalise({.groups = groups, .channels = out, .x = y.data(), .weight = scale.data(), .bias = shift.data(),
+                         .running_mean = mean.data(), .running_var = var.data(), .tracked = tracked.data(), .relu = true,
+                         .moments = moments.data(), .piece = piece, .used = used.data(), .y = z.data()},
+                        nullptr),
+        "normalise");
+  const Array<float> sums(groups.pieces(kernel::norm_piece(items)) * 2 * out);
+  check(cuda::normalise_backward({.groups = groups, .channels = out, .grad = grad.data(), .x = y.data(),
+                                  .weight = scale.data(), .bias = shift.data(), .used = used.data(), .relu = true,
+                                  .partial = sums.data(), .d_weight = d_scale.data(), .d_bias = d_shift.data(),
+                                  .d_x = d_y.data()},
+                                 nullptr),
+        "normalise_backward");
+  check(cudaDeviceSynchronize(), "kernels");
+
+  const auto xs = widened(x.host()), ws = widened(w.host()), gs = widened(grad.host());
+  std::vector<float> ys(items * out), dxs(items * in), dws(experts * out * taps * in);
+  for (int e = 0; e < experts; ++e)
+    for (int64_t n = offsets[e]; n < offsets[e + 1]; ++n)
+      for (int64_t p = 0; p < positions; ++p)
+        for (int64_t tap = 0; tap < taps; ++tap) {
+          const int64_t h = p / width + tap / 3 - 1, v = p % width + tap % 3 - 1;
+          if (h < 0 || v < 0 || h >= height || v >= width) continue;
+          for (int64_t o = 0; o < out; ++o)
+            for (int64_t i = 0; i < in; ++i) {
+              const int64_t from = (n * positions + h * width + v) * in + i, to = (n * positions + p) * out + o;
+              const int64_t by = ((e * out + o) * taps + tap) * in + i;
+              ys[to] += xs[from] * ws[by];
+              dxs[from] += gs[to] * ws[by];
+              dws[by] += gs[to] * xs[from];
+            }
+        }
+  require_close(widened(y.host()), ys, "the convolution");
+  require_close(widened(d_x.host()), dxs, "the gradient of its input");
+  require_close(widened(d_w.host()), dws, "the gradient of its weights");
+  for (const auto& result : {widened(z.host()), widened(d_y.host()), d_scale.host(), d_shift.host(), used.host()})
+    for (float v : result) require(std::isfinite(v), "the normalisation is finite");
+  const auto t = tracked.host();
+  for (int e = 0; e < experts; ++e)
+    require(t[e] == (offsets[e] < offsets[e + 1]), "statistics of experts with images moved once");
+}
+
+/// Biases, their gradients, activations and zeros of rows sorted by expert.
+void run_rows(const std::vector<int32_t>& offsets, int64_t width, kernel::Activation activation) {
+  const auto experts = static_cast<int>(offsets.size()) - 1;
+  const int64_t rows = offsets.back(), wide = activation == kernel::Activation::swiglu ? 2 * width : width;
+  const Array<int32_t> bounds(offsets);
+  const kernel::Groups groups{.offsets = bounds.data(), .experts = experts, .rows = rows};
+  const Array<float> h(values(rows * wide, 1)), bias(values(experts * wide, 2)), d_a(values(rows * width, 3));
+  const Array<float> a(rows * width), again(rows * width), d_h(rows * wide), sums(experts * wide);
+  const Array<float> partial(groups.pieces(kernel::column_sums_piece) * wide), kept(std::vector<float>(experts * 4, 1));
+  check(cuda::add_bias({.groups = groups, .bias = bias.data(), .width = wide, .x = h.data()}, nullptr), "add_bias");
+  check(cuda::activate({.h = h.data(), .rows = rows, .width = width, .activation = activation, .a = a.data()}, nullptr),
+        "activate");
+  check(cuda::activate_backward({.d_a = d_a.data(), .h = h.data(), .rows = rows, .width = width,
+                                 .activation = activation, .d_h = d_h.data(), .a = again.data()},
+                                nullptr),
+        "activate_backward");
+  check(cuda::column_sums({.groups = groups, .x = d_h.data(), .width = wide, .partial = partial.data(),
+                           .sums = sums.data()},
+                          nullptr),
+        "column_sums");
+  check(cuda::zero_idle({.groups = groups, .row_bytes = 16, .x = kept.data()}, nullptr), "zero_idle");
+  check(cudaDeviceSynchronize(), "kernels");
+  require_close(again.host(), a.host(), "the activation computed anew");
+  const auto d = d_h.host(), s = sums.host(), k = kept.host();
+  std::vector<float> exact(experts * wide);
+  for (int e = 0; e < experts; ++e) {
+    for (int64_t i = offsets[e] * wide; i < offsets[e + 1] * wide; ++i) exact[e * wide + i % wide] += d[i];
+    require(k[4 * e] == (offsets[e] < offsets[e + 1]), "zeros for idle experts alone");
+  }
+  require_close(s, exact, "sums of columns");
+}
+
 }  // namespace
 
 int main() {
@@ -146,6 +283,14 @@ int main() {
     run(5000, 6, 2, 8, gate);
     run(3000, 100, 4, 4, gate);
     run(3, 4, 2, 60000, gate);
+  }
+  run_images({0, 2, 2, 3}, 64, 64, 9, 7);
+  run_images({0, 1, 4}, 24, 136, 5, 6);
+  run_images({0, 1, 2}, 320, 320, 7, 5);
+  run_images({0, 0, 3, 4}, 128, 72, 12, 12);
+  for (const auto activation : {kernel::Activation::gelu, kernel::Activation::swiglu}) {
+    run_rows({0, 3, 3, 700, 701}, 24, activation);
+    run_rows({0, 0, 5}, 7, activation);
   }
   std::puts("ok");
 }

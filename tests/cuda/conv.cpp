@@ -59,7 +59,7 @@ TEST(Pieces, CoverEveryItemOnceAndKeepToOneExpert) {
 
 /// y, d_x, d_weight.
 Tensors results(const at::Tensor& y, const Tensors& inputs) {
-  const at::Tensor weight = at::arange(y.numel(), y.options().dtype(at::kDouble)).view(y.sizes()).mul(0.37).sin();
+  const at::Tensor weight = at::arange(y.numel(), y.options().dtype(at::kDouble)).view(y.sizes()).mul(0.37).sin().to(at::kBFloat16);
   Tensors out{y};
   for (const at::Tensor& grad : torch::autograd::grad({(y * weight.to(y.scalar_type())).sum()}, inputs)) out.push_back(grad);
   return out;

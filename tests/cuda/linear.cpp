@@ -20,7 +20,7 @@ at::Tensor offsets_of(const std::vector<int64_t>& rows, at::Device device = at::
 
 /// y, d_x, d_weight, d_bias.
 Tensors results(const at::Tensor& y, const Tensors& inputs) {
-  const at::Tensor weight = at::arange(y.numel(), y.options().dtype(at::kDouble)).view_as(y).mul(0.37).sin();
+  const at::Tensor weight = at::arange(y.numel(), y.options().dtype(at::kDouble)).view_as(y).mul(0.37).sin().to(at::kBFloat16);
   Tensors out{y};
   for (const at::Tensor& grad : torch::autograd::grad({(y * weight.to(y.scalar_type())).sum()}, inputs)) out.push_back(grad);
   return out;
@@ -131,6 +131,46 @@ TEST(GroupedLinear, RepeatsBitwiseAndDoesNotWait_CUDA) {
   expect_repeats(step);
   expect_waits_never(step);
   expect_captures(step, [&](int i) { offsets.copy_(offsets_of({500 + i, 500, 7, 993 - i, 0, 1000})); });
+}
+
+TEST(GroupedSwiGlu, EqualsFloat64_CUDA) {
+  MOECOD_NEEDS_CUDA();
+  const auto* device = at::cuda::getCurrentDeviceProperties();
+  const bool kernel = device->major == 9 && device->minor == 0;
+  torch::manual_seed(5);
+  for (const auto& [rows, in, hidden, middle] : std::vector<std::tuple<std::vector<int64_t>, int64_t, int64_t, int64_t>>{
+           {{37, 0, 1, 300, 64, 0}, 64, 128, 0}, {{130, 127, 0}, 320, 1280, 0}, {{5, 0, 9}, 24, 40, 7},
+           {{1000}, 8, 8, 0}, {std::vector<int64_t>(128, 3), 128, 200, 0}}) {
+    const auto experts = static_cast<int64_t>(rows.size());
+    int64_t all = 0;
+    for (int64_t n : rows) all += n;
+    std::vector<int64_t> sizes{all, in};
+    if (middle) sizes.insert(sizes.begin() + 1, middle);
+    const at::Tensor x = at::randn(sizes, on(at::kBFloat16));
+    const at::Tensor w = at::randn({experts, 2 * hidden, in}, on(at::kBFloat16)) / std::sqrt(static_cast<double>(in));
+    const int64_t before = operators::fallbacks();
+    const at::Tensor got = operators::find<operators::GroupedSwiGlu>()->call(x, w, offsets_of(rows));
+    EXPECT_EQ(operators::fallbacks() == before, kernel);
+    std::vector<at::Tensor> exact;
+    int64_t begin = 0;
+    for (int64_t e = 0; e < experts; begin += rows[e++])
+      exact.push_back(layers::activate(
+          at::linear(x.slice(0, begin, begin + rows[e]).to(at::kDouble), w[e].to(at::kDouble)), Activation::swiglu));
+    EXPECT_LE(relative_error(got, at::cat(exact)), 1e-2) << experts << " experts, " << in << " to " << hidden;
+  }
+}
+
+TEST(SwiGlu, InferenceEqualsTraining_CUDA) {
+  MOECOD_NEEDS_CUDA();
+  torch::manual_seed(6);
+  expert::SwiGlu<layers::Stacked> expert({.channels = 64, .hidden = 96}, layers::Stacked{3});
+  for (auto& p : expert.parameters()) p.data().normal_(0, 0.1);
+  expert.to(at::kCUDA, at::kBFloat16);
+  const at::Tensor x = at::randn({300, 64}, on(at::kBFloat16));
+  const auto group = layers::Stacked::Group::sorted(offsets_of({100, 0, 200}));
+  const at::Tensor training = expert.forward(x, group);
+  const torch::NoGradGuard no_grad;
+  EXPECT_LE(relative_error(expert.forward(x, group), training), 1e-2);
 }
 
 TEST(SwiGlu, KeepsTheHiddenLayerBeforeItsActivationOnly_CUDA) {

@@ -86,6 +86,80 @@ class Operators:
         want = torch.autograd.grad((2 * x * w.sum(1).view(-1, 1, 1) * weight).sum(), (x, w))
         torch.testing.assert_close(got, want)
 
+    OFFSETS = (0, 5, 5, 6, 11)  # of four experts, one of them idle
+
+    def offsets(self):
+        return torch.tensor(self.OFFSETS, dtype=torch.int32, device=self.device)
+
+    def experts(self, function, *tensors):
+        """function(rows, expert) over the rows of each expert, joined."""
+        bounds = zip(self.OFFSETS[:-1], self.OFFSETS[1:])
+        return torch.cat([function(tensors[0][a:b], e) for e, (a, b) in enumerate(bounds) if a < b])
+
+    def check(self, got, want, inputs):
+        torch.testing.assert_close(got, want)
+        weight = torch.randn_like(got)
+        torch.testing.assert_close(torch.autograd.grad((got * weight).sum(), inputs),
+                                   torch.autograd.grad((want * weight).sum(), inputs))
+
+    def test_grouped_linear(self):
+        activations = {"none": lambda h: h, "gelu": torch.nn.functional.gelu,
+                       "swiglu": lambda h: torch.nn.functional.silu(h[..., :6]) * h[..., 6:]}
+        for name, activation in activations.items():
+            x = self.normal(11, 3, 12 if name == "swiglu" else 6, grad=True)
+            w, b = self.normal(4, 5, 6, grad=True), self.normal(4, 5, grad=True)
+            got = ops.grouped_linear(x, w, b, self.offsets(), name)
+            want = self.experts(lambda rows, e: activation(rows) @ w[e].T + b[e], x)
+            self.check(got, want, (x, w, b))
+            torch.testing.assert_close(ops.grouped_linear(x, w, None, self.offsets(), name),
+                                       self.experts(lambda rows, e: activation(rows) @ w[e].T, x))
+
+    def test_grouped_swiglu(self):
+        x, w = self.normal(11, 6), self.normal(4, 10, 6)
+        silu = torch.nn.functional.silu
+        want = self.experts(lambda rows, e: silu(rows @ w[e, :5].T) * (rows @ w[e, 5:].T), x)
+        torch.testing.assert_close(ops.grouped_swiglu(x, w, self.offsets()), want)
+
+    def test_grouped_conv2d(self):
+        x, w = self.normal(11, 4, 6, 5, grad=True), self.normal(4, 3, 4, 3, 3, grad=True)
+        got, _ = ops.grouped_conv2d(x, w, self.offsets(), [2, 1], [2, 1], False)
+        want = self.experts(
+            lambda rows, e: torch.nn.functional.conv2d(rows, w[e], padding=(2, 1), dilation=(2, 1)), x)
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            self.check(got, want, (x, w))
+
+    def norm(self):
+        return ([self.normal(4, 3, grad=True), self.normal(4, 3, grad=True)],
+                [self.normal(4, 3), self.normal(4, 3).abs() + 1, torch.zeros(4, dtype=torch.int64, device=self.device)])
+
+    def test_grouped_batch_norm(self):
+        for training in (True, False):
+            for relu in (True, False):
+                x, (parameters, buffers) = self.normal(11, 3, 4, 4, grad=True), self.norm()
+                mean, var = buffers[0].clone(), buffers[1].clone()
+                got, _ = ops.grouped_batch_norm(x, *parameters, *buffers, self.offsets(), None, training, training, 0.1,
+                                                1e-5, relu)
+                w, b = parameters
+
+                def normalise(rows, e):
+                    y = torch.nn.functional.batch_norm(rows, mean[e], var[e], w[e], b[e], training)
+                    return y.relu() if relu else y
+
+                self.check(got, self.experts(normalise, x), (x, w, b))
+                torch.testing.assert_close(buffers[:2], [mean, var])
+                self.assertEqual(buffers[2].tolist(), [1, 0, 1, 1] if training else [0] * 4)
+
+    def test_opcheck_of_grouped(self):
+        offsets = self.offsets()
+        opcheck(ops.grouped_linear, (self.normal(11, 12, grad=True), self.normal(4, 5, 6, grad=True),
+                                     self.normal(4, 5, grad=True), offsets, "swiglu"))
+        opcheck(ops.grouped_swiglu, (self.normal(11, 6), self.normal(4, 10, 6), offsets))
+        images = self.normal(11, 4, 6, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+        opcheck(ops.grouped_conv2d, (images, self.normal(4, 3, 4, 3, 3, grad=True), offsets, [1, 1], [1, 1], False))
+        parameters, buffers = self.norm()
+        opcheck(ops.grouped_batch_norm, (self.normal(11, 3, 4, 4, grad=True), *parameters, *buffers, offsets, None, True,
+                                         True, 0.1, 1e-5, True))
+
     def test_opcheck(self):
         for gate in GATES:
             opcheck(ops.select, (self.normal(9, 6, grad=True), self.normal(6), self.normal(6), 2, gate))

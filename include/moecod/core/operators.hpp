@@ -46,6 +46,12 @@ struct GroupedLinear {
                                std::string_view);
 };
 
+struct GroupedSwiGlu {
+  static constexpr const char* name = "moecod::grouped_swiglu";
+  /// (x, weight, offsets) -> silu(g) u of [g, u] = x weight^T, of each row's expert; without gradients
+  using signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&);
+};
+
 struct GroupedConv2d {
   static constexpr const char* name = "moecod::grouped_conv2d";
   /// (x, weight, offsets, padding, dilation, whether moments are wanted) -> y, moments for GroupedBatchNorm or nothing

@@ -1,4 +1,6 @@
 #pragma once
+#include <ATen/core/grad_mode.h>
+
 #include "moecod/layers/linear.hpp"
 #include "moecod/moe/rows.hpp"
 
@@ -30,6 +32,7 @@ class SwiGlu : public torch::nn::Module {
   }
 
   at::Tensor forward(const at::Tensor& x, const typename Layers::Group& group = {}) {
+    if (!at::GradMode::is_enabled()) return down_->forward(up_->forward_swiglu(x, group), group);
     return down_->forward(up_->forward(x, group), group, layers::Activation::swiglu);
   }
 

@@ -38,13 +38,23 @@ struct SwiGlu {
   }
 };
 
+struct RowAndVector {
+  int64_t row, vector;
+};
+/// Division of 64 bits takes as many instructions as the activation.
+__device__ __forceinline__ RowAndVector row_and_vector(int64_t i, int64_t vectors) {
+  if (i > UINT_MAX) return {i / vectors, i % vectors};
+  const unsigned row = unsigned(i) / unsigned(vectors);
+  return {row, unsigned(i) - row * unsigned(vectors)};
+}
+
 template <class T, int V, class Function>
 __global__ void __launch_bounds__(ActivationTuning::threads) activate(const Activate a) {
   using Vector = Pack<T, V>;
   const int64_t vectors = a.width / V, total = a.rows * vectors;
   for (int64_t i = int64_t(blockIdx.x) * ActivationTuning::threads + threadIdx.x; i < total;
        i += int64_t(gridDim.x) * ActivationTuning::threads) {
-    const int64_t row = i / vectors, v = i % vectors;
+    const auto [row, v] = row_and_vector(i, vectors);
     const Vector* h = static_cast<const Vector*>(a.h) + row * vectors * (Function::gated ? 2 : 1) + v;
     const Vector first = h[0], second = h[Function::gated ? vectors : 0];
     float g[V], u[V];
@@ -62,7 +72,8 @@ __global__ void __launch_bounds__(ActivationTuning::threads) activate_backward(c
   const int64_t vectors = a.width / V, total = a.rows * vectors;
   for (int64_t i = int64_t(blockIdx.x) * ActivationTuning::threads + threadIdx.x; i < total;
        i += int64_t(gridDim.x) * ActivationTuning::threads) {
-    const int64_t row = i / vectors, v = i % vectors, at = row * vectors * (Function::gated ? 2 : 1) + v;
+    const auto [row, v] = row_and_vector(i, vectors);
+    const int64_t at = row * vectors * (Function::gated ? 2 : 1) + v;
     const Vector* h = static_cast<const Vector*>(a.h) + at;
     const Vector grad = static_cast<const Vector*>(a.d_a)[i], first = h[0], second = h[Function::gated ? vectors : 0];
     float d[V], g[V], u[V], out[V];

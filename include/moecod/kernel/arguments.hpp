@@ -184,10 +184,11 @@ struct Conv {
   Groups groups;  ///< each: set by the launch
   ConvShape shape;
   bool transposed = false;
+  bool gated = false;            ///< y[c] = silu(conv[c]) * conv[out / 2 + c], which halves its channels; no moments
   const void* x = nullptr;       ///< [M, H, W, in]
   const void* weight = nullptr;  ///< [E, out, kh, kw, in]
   void* y = nullptr;             ///< [M, H', W', out]
-  /// Mean, and sum of squares about it, of each channel over each piece of conv_piece(channels) positions of one
+  /// Mean, and sum of squares about it, of each channel over each piece of conv_piece() positions of one
   /// expert, [pieces, 2, channels]; or null.
   float* moments = nullptr;
 };

@@ -1,4 +1,9 @@
 #pragma once
+#include <algorithm>
+#include <array>
+#include <tuple>
+#include <utility>
+
 #include "moecod/kernel/hopper.cuh"
 #include "moecod/kernel/pieces.cuh"
 
@@ -41,7 +46,7 @@ struct ConvWork {
   int taps_right, taps, right, down;  // taps in a row, in all; dilation
   int low_right, low_down;            // where the first tap of the first position lies
   int out_width;
-  bool transposed;
+  bool transposed, gated;
   __nv_bfloat16* y;
   float* moments;
 };
@@ -75,7 +80,10 @@ __device__ __forceinline__ void conv_load(const CUtensorMap& x_map, const CUtens
     const int its_tap = work.transposed ? work.taps - 1 - tap : tap;
 #pragma unroll
     for (int i = 0; i < Tuning::columns; ++i) {
-      const int other = channel + 64 * i;
+      // Gates come first and then what they gate, the same columns of both.
+      const int half = Tuning::columns / 2, other = !work.gated ? channel + 64 * i
+                                                   : i < half   ? channel + 64 * i
+                                                                : work.out + channel + 64 * (i - half);
       if (work.transposed)
         hopper::load_box(at + i * Tuning::column_block, weight_map, &full[stage], other, its_tap, 64 * chunk,
                          piece.expert);
@@ -91,10 +99,10 @@ __device__ __forceinline__ void conv_load(const CUtensorMap& x_map, const CUtens
 }
 
 /// The rounded tile, [positions][pitch], to y, in vectors of 16 bytes.
-template <class Tuning>
+template <class Tuning, int Channels>
 __device__ __forceinline__ void conv_store(const ConvWork& work, const Piece& piece, int channel,
                                            const __nv_bfloat16* tile) {
-  constexpr int vectors = Tuning::channels / 8;
+  constexpr int vectors = Channels / 8;
   const int rows = static_cast<int>(piece.end - piece.begin);
   __nv_bfloat16* y = work.y + piece.begin * work.out + channel;
   for (int i = threadIdx.x; i < rows * vectors; i += Tuning::workers) {
@@ -143,17 +151,23 @@ __device__ __forceinline__ void conv_moments(const ConvWork& work, const Piece& 
 }
 #endif
 
-template <class Tuning, bool Transposed>
+/// What the weights' columns become: themselves; the same with the weights' tiles read across; or, with columns in pairs,
+/// silu(first) * second.
+enum class ConvKind { plain, transposed, gated };
+
+template <class Tuning, ConvKind Kind>
 __global__ void __launch_bounds__(Tuning::threads, Tuning::blocks)
     conv(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap weight_map,
          const ConvWork work, int column_tiles) {
 #if MOECOD_HOPPER_CODE
+  constexpr bool Transposed = Kind == ConvKind::transposed;
+  constexpr int channels = Kind == ConvKind::gated ? Tuning::channels / 2 : Tuning::channels;  // of y
   extern __shared__ uint8_t raw[];
   __shared__ uint64_t full[Tuning::stages], empty[Tuning::stages];
   __shared__ Piece piece;
   uint8_t* tiles = raw + (1024 - hopper::shared_address(raw) % 1024) % 1024;
   const int64_t index = blockIdx.x / column_tiles;
-  const int channel = static_cast<int>(blockIdx.x % column_tiles) * Tuning::channels;
+  const int channel = static_cast<int>(blockIdx.x % column_tiles) * channels;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (threadIdx.x == 0) {
     piece = find_piece(work.groups.offsets, work.groups.experts, work.groups.each, Tuning::positions, index);
@@ -210,14 +224,20 @@ __global__ void __launch_bounds__(Tuning::threads, Tuning::blocks)
       const int row = 64 * (warpgroup * Tuning::rows + i) + 16 * (warp % 4) + lane / 4;
       __nv_bfloat16* to = tile + row * Tuning::pitch + lane % 4 * 2;
 #pragma unroll
-      for (int j = 0; j < 8 * Tuning::columns; ++j) {
-        *reinterpret_cast<__nv_bfloat162*>(to + 8 * j) = __floats2bfloat162_rn(sums[i][4 * j], sums[i][4 * j + 1]);
-        *reinterpret_cast<__nv_bfloat162*>(to + 8 * Tuning::pitch + 8 * j) =
-            __floats2bfloat162_rn(sums[i][4 * j + 2], sums[i][4 * j + 3]);
+      for (int j = 0; j < channels / 8; ++j) {
+        float value[4];
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          value[c] = sums[i][4 * j + c];
+          if constexpr (Kind == ConvKind::gated)
+            value[c] = __fdividef(value[c], 1 + __expf(-value[c])) * sums[i][channels / 2 + 4 * j + c];
+        }
+        *reinterpret_cast<__nv_bfloat162*>(to + 8 * j) = __floats2bfloat162_rn(value[0], value[1]);
+        *reinterpret_cast<__nv_bfloat162*>(to + 8 * Tuning::pitch + 8 * j) = __floats2bfloat162_rn(value[2], value[3]);
       }
     }
     hopper::named_barrier(1, Tuning::workers);
-    conv_store<Tuning>(work, piece, channel, tile);
+    conv_store<Tuning, channels>(work, piece, channel, tile);
     if (work.moments)
       conv_moments<Tuning>(work, piece, index, channel, tile,
                            reinterpret_cast<float2*>(tiles + Tuning::positions * Tuning::pitch * 2));
@@ -225,36 +245,52 @@ __global__ void __launch_bounds__(Tuning::threads, Tuning::blocks)
 #endif
 }
 
-/// Which tile a convolution to so many channels takes.
-struct ConvTunings {
-  using narrow = ConvTuning<1, 1, 4, 2>;  // 64 channels
-  using middle = ConvTuning<2, 2, 4, 1>;
-  using wide = ConvTuning<1, 4, 4, 1>;
-  using whole = ConvTuning<1, 5, 4, 1>;  // 320 channels
-};
+/// What a tile costs a convolution: turns of the device, times the bytes a step brings, which bound it (from L2).
+template <class Tuning>
+int64_t conv_cost(const Groups& groups, int channels, int processors) {
+  const int64_t tiles = groups.pieces(Tuning::positions) * ((channels + Tuning::channels - 1) / Tuning::channels);
+  const int64_t at_once = int64_t(processors) * Tuning::blocks;
+  return (tiles + at_once - 1) / at_once * Tuning::blocks * Tuning::stage;
+}
+
+/// Calls f with the tile for a convolution to so many channels, the cheapest of four.
 template <class F>
-auto with_conv_tuning(int channels, F&& f) {
-  if (channels <= 64) return f(ConvTunings::narrow{});
-  if (channels <= 128) return f(ConvTunings::middle{});
-  if (channels % 320 == 0) return f(ConvTunings::whole{});
-  return f(ConvTunings::wide{});
+auto with_conv_tuning(const Groups& groups, int channels, F&& f) {
+  using Tunings = std::tuple<ConvTuning<2, 1, 2, 2>, ConvTuning<2, 2, 4, 1>, ConvTuning<1, 4, 4, 1>, ConvTuning<1, 5, 4, 1>>;
+  int processors = 0;
+  if (multiprocessors(&processors) != cudaSuccess) processors = 1;
+  const auto cost = [&]<std::size_t... I>(std::index_sequence<I...>) {
+    return std::array{conv_cost<std::tuple_element_t<I, Tunings>>(groups, channels, processors)...};
+  }(std::make_index_sequence<std::tuple_size_v<Tunings>>{});
+  const auto best = std::min_element(cost.begin(), cost.end()) - cost.begin();
+  return best == 0   ? f(std::tuple_element_t<0, Tunings>{})
+         : best == 1 ? f(std::tuple_element_t<1, Tunings>{})
+         : best == 2 ? f(std::tuple_element_t<2, Tunings>{})
+                     : f(std::tuple_element_t<3, Tunings>{});
+}
+
+/// Positions of an image of y.
+inline int64_t conv_positions(const Conv& a) {
+  const ConvShape& s = a.shape;
+  return a.transposed ? int64_t(s.height) * s.width : int64_t(s.out_height()) * s.out_width();
 }
 
 /// A convolution by a given tile.
-template <class Tuning>
+template <class Tuning, bool Gated = false>
 cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
   const ConvShape& s = a.shape;
   ConvWork work{};
   work.groups = a.groups;
-  work.groups.each = a.transposed ? int64_t(s.height) * s.width : int64_t(s.out_height()) * s.out_width();
+  work.groups.each = conv_positions(a);
   work.in = a.transposed ? s.out : s.in;
-  work.out = a.transposed ? s.in : s.out;
+  work.out = a.transposed ? s.in : Gated ? s.out / 2 : s.out;
   work.taps = s.taps();
   work.taps_right = s.kernel[1];
   work.right = s.dilation[1];
   work.down = s.dilation[0];
   work.out_width = a.transposed ? s.width : s.out_width();
   work.transposed = a.transposed;
+  work.gated = Gated;
   work.y = static_cast<__nv_bfloat16*>(a.y);
   work.moments = a.moments;
   int lower[2], upper[2];
@@ -274,11 +310,15 @@ cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
           &weight_map, a.weight,
           {uint64_t(s.in), uint64_t(s.taps()), uint64_t(s.out), uint64_t(a.groups.experts)}, {64, 1, 64, 1}))
     return error;
-  const auto kernel = a.transposed ? conv<Tuning, true> : conv<Tuning, false>;
+  auto kernel = conv<Tuning, Gated ? ConvKind::gated : ConvKind::plain>;
+  if constexpr (!Gated) {
+    if (a.transposed) kernel = conv<Tuning, ConvKind::transposed>;
+  }
   if (const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                      cudaFuncAttributeMaxDynamicSharedMemorySize, Tuning::dynamic))
     return error;
-  const int column_tiles = (work.out + Tuning::channels - 1) / Tuning::channels;
+  const int channels = Gated ? Tuning::channels / 2 : Tuning::channels;
+  const int column_tiles = (work.out + channels - 1) / channels;
   const auto blocks = static_cast<unsigned>(work.groups.pieces(Tuning::positions) * column_tiles);
   kernel<<<blocks, Tuning::threads, Tuning::dynamic, stream>>>(x_map, weight_map, work, column_tiles);
   return cudaGetLastError();
@@ -296,15 +336,18 @@ inline bool conv_takes(const ConvShape& s) {
   return takes && hopper::is_hopper();
 }
 
-/// Positions over which Conv::moments are taken, for so many channels out.
-inline int conv_piece(int channels) {
-  return detail::with_conv_tuning(channels, [](auto tuning) { return decltype(tuning)::positions; });
+/// Positions over which Conv::moments are taken, of y with so many channels; groups.each: positions of an image of y.
+inline int conv_piece(const Groups& groups, int channels) {
+  return detail::with_conv_tuning(groups, channels, [](auto tuning) { return decltype(tuning)::positions; });
 }
 
 /// One launch.
 inline cudaError_t conv(const Conv& a, cudaStream_t stream) {
   if (a.groups.rows == 0) return cudaSuccess;
-  return detail::with_conv_tuning(a.transposed ? a.shape.in : a.shape.out, [&](auto tuning) {
+  if (a.gated) return detail::launch_conv<detail::ConvTuning<1, 4, 4, 1>, true>(a, stream);
+  Groups out = a.groups;
+  out.each = detail::conv_positions(a);
+  return detail::with_conv_tuning(out, a.transposed ? a.shape.in : a.shape.out, [&](auto tuning) {
     return detail::launch_conv<decltype(tuning)>(a, stream);
   });
 }

@@ -48,22 +48,41 @@ __device__ __forceinline__ void conv_weight_load(const CUtensorMap& x_map, const
                                                  int first_block, uint8_t* tiles, uint64_t* full, uint64_t* empty) {
   const int blocks = min(work.blocks() - first_block, Tuning::x_blocks), in_blocks = work.in_blocks();
   const auto steps = static_cast<int>((piece.end - piece.begin + 63) / 64);
+  // Divisions are slow, and one thread does all of this: none in the loop. Of each block: channel, right << 16, down << 24.
+  unsigned source[Tuning::x_blocks];
+#pragma unroll
+  for (int i = 0; i < Tuning::x_blocks; ++i) {
+    const int tap = (first_block + i) / in_blocks, part = (first_block + i) % in_blocks;
+    source[i] = 64u * part | unsigned(tap % work.taps_right * work.right) << 16 |
+                unsigned(tap / work.taps_right * work.down) << 24;
+  }
+  auto position = static_cast<int>(piece.begin), n = static_cast<int>(piece.begin / work.groups.each);
+  const auto at = static_cast<int>(piece.begin % work.groups.each);
+  const int height = static_cast<int>(work.groups.each / work.out_width);
+  int h = at / work.out_width, w = at % work.out_width, stage = 0;
+  uint32_t parity = 1;
   for (int step = 0; step < steps; ++step) {
-    const int stage = step % Tuning::in_flight;
-    const int64_t position = piece.begin + 64 * step;
-    const auto n = static_cast<int>(position / work.groups.each), at = static_cast<int>(position % work.groups.each);
-    const int h = at / work.out_width + work.low_down, w = at % work.out_width + work.low_right;
     uint8_t* to = tiles + stage * Tuning::stage;
-    hopper::barrier_wait(&empty[stage], (step / Tuning::in_flight & 1) ^ 1);
+    hopper::barrier_wait(&empty[stage], parity);
     hopper::barrier_expect(&full[stage], (Tuning::grad_blocks + blocks) * Tuning::block);
 #pragma unroll
     for (int i = 0; i < Tuning::grad_blocks; ++i)
-      hopper::load_box(to + i * Tuning::block, grad_map, &full[stage], channel + 64 * i, static_cast<int>(position));
+      hopper::load_box(to + i * Tuning::block, grad_map, &full[stage], channel + 64 * i, position);
     to += Tuning::grad_blocks * Tuning::block;
-    for (int i = 0; i < blocks; ++i) {
-      const int tap = (first_block + i) / in_blocks, part = (first_block + i) % in_blocks;
-      hopper::load_columns(to + i * Tuning::block, x_map, &full[stage], 64 * part, w, h, n,
-                           tap % work.taps_right * work.right, tap / work.taps_right * work.down);
+#pragma unroll
+    for (int i = 0; i < Tuning::x_blocks; ++i)
+      if (i < blocks)
+        hopper::load_columns(to + i * Tuning::block, x_map, &full[stage], source[i] & 0xffff, w + work.low_right,
+                             h + work.low_down, n, source[i] >> 16 & 0xff, source[i] >> 24);
+    position += 64;
+    for (w += 64; w >= work.out_width; w -= work.out_width)
+      if (++h == height) {
+        h = 0;
+        ++n;
+      }
+    if (++stage == Tuning::in_flight) {
+      stage = 0;
+      parity ^= 1;
     }
   }
 }
@@ -179,18 +198,6 @@ static __global__ void __launch_bounds__(256) add_pieces(const ConvWeightWork wo
   }
 }
 
-struct ConvWeightTunings {
-  using narrow = ConvWeightTuning<5, true>;  // 64 channels out
-  using wide = ConvWeightTuning<4, false>;
-  using whole = ConvWeightTuning<5, false>;  // where blocks of 64 columns come in fives
-};
-template <class F>
-auto with_conv_weight_tuning(int out, int blocks, F&& f) {
-  if (out <= 64) return f(ConvWeightTunings::narrow{});
-  if ((blocks + 4) / 5 * 5 <= (blocks + 3) / 4 * 4) return f(ConvWeightTunings::whole{});
-  return f(ConvWeightTunings::wide{});
-}
-
 inline ConvWeightWork conv_weight_work(const ConvWeight& a) {
   const ConvShape& s = a.shape;
   ConvWeightWork work{};
@@ -210,30 +217,52 @@ inline ConvWeightWork conv_weight_work(const ConvWeight& a) {
   return work;
 }
 
-/// Positions a piece: about three tiles for each multiprocessor, and no fewer than 1024 positions.
+struct ConvWeightTiles {
+  int rows, columns;
+  int64_t piece;  // positions a piece
+};
+
+/// The tiles of all weights, and pieces such that there are `turns` tiles for each multiprocessor.
 template <class Tuning>
-cudaError_t conv_weight_piece(const ConvWeightWork& work, int64_t* piece, int* row_tiles, int* column_tiles) {
+ConvWeightTiles conv_weight_tiles(const ConvWeightWork& work, int processors, int turns) {
+  ConvWeightTiles tiles{};
+  tiles.rows = (work.out + 64 * Tuning::grad_blocks - 1) / (64 * Tuning::grad_blocks);
+  tiles.columns = (work.blocks() + Tuning::x_blocks - 1) / Tuning::x_blocks;
+  const int64_t all = int64_t(tiles.rows) * tiles.columns, wanted = all < turns * processors ? turns * processors / all : 1;
+  const int64_t size = (work.groups.items() + wanted - 1) / wanted;
+  tiles.piece = ((size < 1024 ? 1024 : size) + 63) / 64 * 64;
+  return tiles;
+}
+
+/// Calls f with the tuning and its tiles. Small tiles and pieces balance the device; where pieces would be short, writing
+/// and adding their sums costs more than that, so tiles are large and most experts one piece.
+template <class F>
+cudaError_t with_conv_weight_tuning(const ConvWeightWork& work, F&& f) {
+  constexpr int64_t short_piece = 6000;
   int processors = 0;
   if (const cudaError_t error = multiprocessors(&processors)) return error;
-  *row_tiles = (work.out + 64 * Tuning::grad_blocks - 1) / (64 * Tuning::grad_blocks);
-  *column_tiles = (work.blocks() + Tuning::x_blocks - 1) / Tuning::x_blocks;
-  const int64_t tiles = int64_t(*row_tiles) * *column_tiles, wanted = (3 * processors + tiles - 1) / tiles;
-  const int64_t size = (work.groups.items() + wanted - 1) / wanted;
-  *piece = ((size < 1024 ? 1024 : size) + 63) / 64 * 64;
-  return cudaSuccess;
+  if (work.out <= 64) {
+    using Narrow = ConvWeightTuning<3, true>;
+    return f(Narrow{}, conv_weight_tiles<Narrow>(work, processors, 3));
+  }
+  using Small = ConvWeightTuning<3, false>;
+  using Four = ConvWeightTuning<4, false>;
+  using Five = ConvWeightTuning<5, false>;
+  if (const ConvWeightTiles tiles = conv_weight_tiles<Small>(work, processors, 3); tiles.piece >= short_piece)
+    return f(Small{}, tiles);
+  const int blocks = work.blocks();
+  if ((blocks + 4) / 5 * 5 <= (blocks + 3) / 4 * 4) return f(Five{}, conv_weight_tiles<Five>(work, processors, 1));
+  return f(Four{}, conv_weight_tiles<Four>(work, processors, 1));
 }
 
 }  // namespace detail
 
 /// The number of float32 that ConvWeight::partial must hold.
 inline cudaError_t conv_weight_partial(const ConvWeight& a, int64_t* size) {
-  detail::ConvWeightWork work = detail::conv_weight_work(a);
-  return detail::with_conv_weight_tuning(work.out, work.blocks(), [&](auto tuning) {
-    int row_tiles, column_tiles;
-    const cudaError_t error =
-        detail::conv_weight_piece<decltype(tuning)>(work, &work.piece, &row_tiles, &column_tiles);
-    *size = work.groups.pieces(work.piece) * work.out * work.taps * work.in;
-    return error;
+  const detail::ConvWeightWork work = detail::conv_weight_work(a);
+  return detail::with_conv_weight_tuning(work, [&](auto, const detail::ConvWeightTiles& tiles) {
+    *size = work.groups.pieces(tiles.piece) * work.out * work.taps * work.in;
+    return cudaSuccess;
   });
 }
 
@@ -241,11 +270,9 @@ inline cudaError_t conv_weight_partial(const ConvWeight& a, int64_t* size) {
 inline cudaError_t conv_weight(const ConvWeight& a, cudaStream_t stream) {
   detail::ConvWeightWork work = detail::conv_weight_work(a);
   const ConvShape& s = a.shape;
-  return detail::with_conv_weight_tuning(work.out, work.blocks(), [&](auto tuning) {
+  return detail::with_conv_weight_tuning(work, [&](auto tuning, const detail::ConvWeightTiles& tiles) {
     using Tuning = decltype(tuning);
-    int row_tiles, column_tiles;
-    if (const cudaError_t error = detail::conv_weight_piece<Tuning>(work, &work.piece, &row_tiles, &column_tiles))
-      return error;
+    work.piece = tiles.piece;
     if (work.groups.rows > 0) {
       int upper[2];
       for (int i = 0; i < 2; ++i) upper[i] = s.padding[i] - s.dilation[i] * (s.kernel[i] - 1);
@@ -261,8 +288,8 @@ inline cudaError_t conv_weight(const ConvWeight& a, cudaStream_t stream) {
       if (const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                          cudaFuncAttributeMaxDynamicSharedMemorySize, Tuning::dynamic))
         return error;
-      const auto blocks = static_cast<unsigned>(work.groups.pieces(work.piece) * row_tiles * column_tiles);
-      kernel<<<blocks, Tuning::threads, Tuning::dynamic, stream>>>(x_map, grad_map, work, row_tiles, column_tiles);
+      const auto blocks = static_cast<unsigned>(work.groups.pieces(work.piece) * tiles.rows * tiles.columns);
+      kernel<<<blocks, Tuning::threads, Tuning::dynamic, stream>>>(x_map, grad_map, work, tiles.rows, tiles.columns);
       if (const cudaError_t error = cudaGetLastError()) return error;
     }
     const int64_t size = int64_t(work.out) * work.taps * work.in, most = (size / 4 + 255) / 256;

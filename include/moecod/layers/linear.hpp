@@ -46,6 +46,15 @@ class Linear : public torch::nn::Module, public Decays {
     }
   }
 
+  /// activate(forward(x), swiglu), for sorted rows on CUDA without the hidden layer in memory. Where no gradient is wanted.
+  at::Tensor forward_swiglu(const at::Tensor& x, const typename Layers::Group& group = {}) {
+    if constexpr (Layers::stacked) {
+      if (const auto* grouped = find_grouped<operators::GroupedSwiGlu>(x, group); grouped && !bias.defined())
+        return grouped->call(x, weight, group.offsets);
+    }
+    return activate(forward(x, group), Activation::swiglu);
+  }
+
   at::Tensor weight, bias;
 };
 
