@@ -15,9 +15,10 @@
 
 /// Timing on a GPU with events, for Google Benchmark's manual time.
 ///
-/// A case makes several sets of inputs, together larger than the L2 cache, and is called on one after the other, so that
-/// small cases do not measure the cache. Calls are timed as replays of one graph of many calls (`graph`: what the device
-/// needs) or called one by one (`eager`: what a program waits for). The result of a case is the median of its rounds.
+/// A case makes several sets of inputs, together larger than the L2 cache, and is called on one after the other, so
+/// that small cases do not measure the cache. Calls are timed as replays of one graph of many calls (`graph`: what the
+/// device needs) or called one by one (`eager`: what a program waits for). The result of a case is the median of its
+/// rounds.
 namespace moecod::bench {
 
 inline constexpr double cold_bytes = 256e6;  // more than twice the L2 cache of an H200

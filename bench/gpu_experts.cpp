@@ -1,6 +1,6 @@
-// Mixtures of experts on a GPU in bfloat16, forward and forward with backward: the dispatchers against each other, against
-// one expert of the same shape on the same rows (convolutional experts), and against the recipe of today's libraries
-// written on LibTorch's operations (feed-forward experts over positions).
+// Mixtures of experts on a GPU in bfloat16, forward and forward with backward: the dispatchers against each other,
+// against one expert of the same shape on the same rows (convolutional experts), and against the recipe of today's
+// libraries written on LibTorch's operations (feed-forward experts over positions).
 //
 //     bench_gpu_experts --benchmark_out=experts.json --benchmark_out_format=json
 //     python bench/gpu_table.py experts.json
@@ -100,7 +100,8 @@ void for_tensor_cores(torch::nn::Module& module) {
 /// Every image to two of the experts: evenly, or all to the same two.
 Routing conv_routing(int64_t batch, const std::string& load) {
   const at::Tensor n = at::arange(batch, on(at::kLong));
-  const at::Tensor first = load == "one" ? at::zeros_like(n) : (n * 5 + n.floor_divide(conv_experts)).remainder(conv_experts);
+  const at::Tensor first =
+      load == "one" ? at::zeros_like(n) : (n * 5 + n.floor_divide(conv_experts)).remainder(conv_experts);
   const at::Tensor second = (first + 1 + (load == "one" ? at::zeros_like(n) : n.floor_divide(3).remainder(5)))
                                 .remainder(conv_experts);
   return Routing::given(at::stack({first, second}, 1), at::rand({batch, 2}, on(at::kFloat)) + 0.1, conv_experts);

@@ -27,7 +27,7 @@ def number(value):
 
 
 def print_dispatchers(group, cases, report):
-    """A column a row of the case, in ms, with TFLOP/s and peak MB of the best, and ratios to the bound where there is one."""
+    """A column a row of the case, in ms, with TFLOP/s and peak MB; ratios to the bound where there is one."""
     columns = list(dict.fromkeys(by for row in cases.values() for by in row))
     ceiling = float(report["context"].get("bfloat16_TFLOPs", 0))
     bounds = [by for by in columns if by.startswith("bound")]

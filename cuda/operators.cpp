@@ -1,4 +1,5 @@
-// The operators of routing, torch.ops.moecod.*: schemas, CUDA kernels, shapes, LibTorch's operations elsewhere, autograd.
+// The operators of routing, torch.ops.moecod.*: schemas, CUDA kernels, shapes, LibTorch's operations elsewhere,
+// autograd.
 //
 // The kernels take float32 (select), int32 (plan), and rows of float32, bfloat16 or float16 (combine; gather copies any
 // type). What they do not take runs LibTorch's operations, as on the CPU, and is counted. Nothing synchronises.

@@ -25,6 +25,8 @@ auto call(const Arguments&... arguments) {
   return operators::find<Operator>()->call(arguments...);
 }
 
-inline std::optional<at::Tensor> if_defined(const at::Tensor& t) { return t.defined() ? std::optional(t) : std::nullopt; }
+inline std::optional<at::Tensor> if_defined(const at::Tensor& t) {
+  return t.defined() ? std::optional(t) : std::nullopt;
+}
 
 }  // namespace moecod::cuda

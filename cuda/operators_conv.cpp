@@ -1,8 +1,8 @@
 // The operators torch.ops.moecod.grouped_conv2d and grouped_batch_norm: images sorted by expert, each by its expert's
 // parameters.
 //
-// The kernels take bfloat16, channels that are multiples of 8, and compute capability 9.0; the rest goes expert by expert,
-// which reads the offsets back and is counted. Images and weights are read channels last; others are copied.
+// The kernels take bfloat16, channels that are multiples of 8, and compute capability 9.0; the rest goes expert by
+// expert, which reads the offsets back and is counted. Images and weights are read channels last; others are copied.
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/conv2d.h>
@@ -55,13 +55,16 @@ void each_expert(const Tensor& offsets, F&& f) {
 using Pair = std::tuple<Tensor, Tensor>;
 using Needed = std::array<bool, 2>;  // d_x, d_weight; what was not asked for is empty
 
-void check_conv(const Tensor& x, const Tensor& weight, const Tensor& offsets, IntArrayRef padding, IntArrayRef dilation) {
-  TORCH_CHECK(weight.dim() == 5, "moecod::grouped_conv2d: weight must be [E, out, in, kh, kw], got ", weight.sym_sizes());
+void check_conv(const Tensor& x, const Tensor& weight, const Tensor& offsets, IntArrayRef padding,
+                IntArrayRef dilation) {
+  TORCH_CHECK(weight.dim() == 5, "moecod::grouped_conv2d: weight must be [E, out, in, kh, kw], got ",
+              weight.sym_sizes());
   TORCH_CHECK(x.dim() == 4 && x.sym_size(1) == weight.sym_size(2), "moecod::grouped_conv2d: x must be [M, ",
               weight.sym_size(2), ", H, W], got ", x.sym_sizes());
   TORCH_CHECK(x.scalar_type() == weight.scalar_type(), "moecod::grouped_conv2d: x and weight must have one type, got ",
               x.scalar_type(), " and ", weight.scalar_type());
-  TORCH_CHECK(padding.size() == 2 && dilation.size() == 2, "moecod::grouped_conv2d: padding and dilation must be pairs");
+  TORCH_CHECK(padding.size() == 2 && dilation.size() == 2,
+              "moecod::grouped_conv2d: padding and dilation must be pairs");
   check_offsets("moecod::grouped_conv2d", offsets, weight.sym_size(0));
 }
 
@@ -90,8 +93,8 @@ Pair conv_backward_by_torch(const Tensor& grad, const Tensor& x, const Tensor& w
   const Tensor d_weight = needed[1] ? at::zeros_like(weight) : at::empty({0}, x.options());
   each_expert(offsets, [&](int64_t e, int64_t begin, int64_t end) {
     const auto [dx, dw, db] =
-        at::convolution_backward(grad.slice(0, begin, end), x.slice(0, begin, end), weight[e], {}, /*stride=*/{1, 1}, padding,
-                                 dilation, /*transposed=*/false, /*output_padding=*/{0, 0}, /*groups=*/1,
+        at::convolution_backward(grad.slice(0, begin, end), x.slice(0, begin, end), weight[e], {}, /*stride=*/{1, 1},
+                                 padding, dilation, /*transposed=*/false, /*output_padding=*/{0, 0}, /*groups=*/1,
                                  {needed[0], needed[1], false});
     if (needed[0]) d_x.slice(0, begin, end).copy_(dx);
     if (needed[1]) d_weight[e].copy_(dw);
@@ -187,8 +190,8 @@ Pair conv_backward_by_kernel(const Tensor& grad, const Tensor& x, const Tensor& 
   return {d_x, d_weight};
 }
 
-Pair conv_shapes(const Tensor& x, const Tensor& weight, const Tensor& offsets, IntArrayRef padding, IntArrayRef dilation,
-                 bool) {
+Pair conv_shapes(const Tensor& x, const Tensor& weight, const Tensor& offsets, IntArrayRef padding,
+                 IntArrayRef dilation, bool) {
   check_conv(x, weight, offsets, padding, dilation);
   return {at::empty_symint(conv_sizes(x, weight, padding, dilation), x.options().memory_format(channels_last)),
           no_moments(x)};
@@ -400,16 +403,16 @@ Gradients norm_backward_shapes(const Tensor&, const Tensor& x, const Tensor& wei
 
 struct GroupedBatchNormBackward {
   static constexpr const char* name = "moecod::grouped_batch_norm_backward";
-  using signature = Gradients(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, bool,
-                              bool);
+  using signature = Gradients(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                              bool, bool);
 };
 
 /// Keeps x and what it was normalised by; the sign that ReLU saw is computed anew.
 struct GroupedBatchNormFunction : Function<GroupedBatchNormFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& bias,
                                const Tensor& running_mean, const Tensor& running_var, const Tensor& tracked,
-                               const Tensor& offsets, const optional<Tensor>& moments, bool batch_statistics, bool moves,
-                               double momentum, double eps, bool relu) {
+                               const Tensor& offsets, const optional<Tensor>& moments, bool batch_statistics,
+                               bool moves, double momentum, double eps, bool relu) {
     const at::AutoDispatchBelowADInplaceOrView below;
     const auto [y, used] =
         call<operators::GroupedBatchNorm>(x, weight, bias, running_mean, running_var, tracked, offsets, moments,
@@ -437,8 +440,8 @@ struct GroupedBatchNormFunction : Function<GroupedBatchNormFunction> {
 Pair norm_with_autograd(const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor running_mean,
                         Tensor running_var, Tensor tracked, const Tensor& offsets, const optional<Tensor>& moments,
                         bool batch_statistics, bool moves, double momentum, double eps, bool relu) {
-  const auto out = GroupedBatchNormFunction::apply(x, weight, bias, running_mean, running_var, tracked, offsets, moments,
-                                                   batch_statistics, moves, momentum, eps, relu);
+  const auto out = GroupedBatchNormFunction::apply(x, weight, bias, running_mean, running_var, tracked, offsets,
+                                                   moments, batch_statistics, moves, momentum, eps, relu);
   return {out[0], out[1]};
 }
 

@@ -1,8 +1,8 @@
 // The operators torch.ops.moecod.grouped_linear, activation(x) weight^T + bias, each row by its expert's weights, and
 // grouped_swiglu, the gated hidden layer of such an expert where no gradient is wanted.
 //
-// In bfloat16 on compute capability 9.0 and 10.0, with widths that are multiples of 8, by at::_grouped_mm, whose offsets
-// stay on the device; else expert by expert, which reads the offsets back and is counted.
+// In bfloat16 on compute capability 9.0 and 10.0, with widths that are multiples of 8, by at::_grouped_mm, whose
+// offsets stay on the device; else expert by expert, which reads the offsets back and is counted.
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/cuda/CUDAContext.h>
@@ -44,12 +44,12 @@ void check_linear(const Tensor& x, const Tensor& weight, const optional<Tensor>&
                   std::string_view activation) {
   TORCH_CHECK(weight.dim() == 3, "moecod::grouped_linear: weight must be [E, out, in], got ", weight.sym_sizes());
   const int64_t gates = layers::activation_named(activation) == Activation::swiglu ? 2 : 1;
-  TORCH_CHECK(x.dim() >= 2 && x.sym_size(-1) == gates * weight.sym_size(2), "moecod::grouped_linear: x must be [M, ..., ",
-              gates * weight.sym_size(2), "], got ", x.sym_sizes());
+  TORCH_CHECK(x.dim() >= 2 && x.sym_size(-1) == gates * weight.sym_size(2),
+              "moecod::grouped_linear: x must be [M, ..., ", gates * weight.sym_size(2), "], got ", x.sym_sizes());
   TORCH_CHECK(x.scalar_type() == weight.scalar_type(), "moecod::grouped_linear: x and weight must have one type, got ",
               x.scalar_type(), " and ", weight.scalar_type());
-  TORCH_CHECK(!bias || !bias->defined() ||
-                  (bias->dim() == 2 && bias->sym_size(0) == weight.sym_size(0) && bias->sym_size(1) == weight.sym_size(1)),
+  TORCH_CHECK(!bias || !bias->defined() || (bias->dim() == 2 && bias->sym_size(0) == weight.sym_size(0) &&
+                                            bias->sym_size(1) == weight.sym_size(1)),
               "moecod::grouped_linear: bias must be [E, out]");
   TORCH_CHECK(offsets.dim() == 1 && offsets.sym_size(0) == weight.sym_size(0) + 1 && offsets.scalar_type() == at::kInt,
               "moecod::grouped_linear: offsets must be [E + 1] int32, got ", offsets.sym_sizes(), " ",
@@ -117,7 +117,8 @@ Gradients linear_backward_by_torch(const Tensor& grad, const Tensor& x, const Te
     if (needed[1]) d_weight[e].copy_(rows.t().matmul(a.slice(0, begin, end)));
     if (needed[2]) d_bias[e].copy_(rows.sum(0));
   });
-  return {needed[0] ? activation_backward(d_a, h, kind).view(x.sizes()) : at::empty({0}, x.options()), d_weight, d_bias};
+  return {needed[0] ? activation_backward(d_a, h, kind).view(x.sizes()) : at::empty({0}, x.options()), d_weight,
+          d_bias};
 }
 
 // ------------------------------------------------------------------------------------------------------ by the kernels
@@ -189,7 +190,7 @@ Gradients linear_backward_by_kernel(const Tensor& grad, const Tensor& x, const T
   const Tensor at = offsets.contiguous(), w = weight.contiguous(), g = flat(grad), h = flat(x);
   const kernel::Groups rows = groups(x, at);
   const Tensor last = ends(rows, at);
-  Tensor d_x = at::empty({0}, x.options()), d_weight = at::empty({0}, x.options()), d_bias = at::empty({0}, x.options());
+  Tensor d_x = at::empty({0}, x.options()), d_weight = d_x, d_bias = d_x;
   Tensor a = before == Activation::none ? h : Tensor();
   if (needed[0]) {
     d_x = at::_grouped_mm(g, w, last);

@@ -181,7 +181,8 @@ void run_images(const std::vector<int32_t>& offsets, int in, int out, int height
   conv.y = d_x.data();
   conv.moments = nullptr;
   check(cuda::conv(conv, nullptr), "conv, transposed");
-  kernel::ConvWeight weight{.groups = groups, .shape = shape, .x = x.data(), .grad = grad.data(), .d_weight = d_w.data()};
+  kernel::ConvWeight weight{
+      .groups = groups, .shape = shape, .x = x.data(), .grad = grad.data(), .d_weight = d_w.data()};
   int64_t size = 0;
   check(cuda::conv_weight_partial(weight, &size), "conv_weight_partial");
   const Array<float> partial(size);
@@ -190,11 +191,12 @@ void run_images(const std::vector<int32_t>& offsets, int in, int out, int height
 
   const std::size_t parameters = experts * out;
   const Array<float> scale(values(parameters, 4)), shift(values(parameters, 5)), mean(values(parameters, 6));
-  const Array<float> var(std::vector<float>(parameters, 1)), used(2 * parameters), d_scale(parameters), d_shift(parameters);
+  const Array<float> var(std::vector<float>(parameters, 1)), used(2 * parameters);
+  const Array<float> d_scale(parameters), d_shift(parameters);
   const Array<int64_t> tracked(std::vector<int64_t>(experts, 0));
   check(cuda::normalise({.groups = groups, .channels = out, .x = y.data(), .weight = scale.data(), .bias = shift.data(),
-                         .running_mean = mean.data(), .running_var = var.data(), .tracked = tracked.data(), .relu = true,
-                         .moments = moments.data(), .piece = piece, .used = used.data(), .y = z.data()},
+                         .running_mean = mean.data(), .running_var = var.data(), .tracked = tracked.data(),
+                         .relu = true, .moments = moments.data(), .piece = piece, .used = used.data(), .y = z.data()},
                         nullptr),
         "normalise");
   const Array<float> sums(groups.pieces(kernel::norm_piece(items)) * 2 * out);

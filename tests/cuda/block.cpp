@@ -83,7 +83,8 @@ void steps_without_waiting(const at::Tensor& x0) {
   };
   expect_waits_never(step);
   EXPECT_EQ(operators::fallbacks(), before);
-  for (const auto& p : mixture.named_parameters()) EXPECT_TRUE(p.value().grad().isfinite().all().template item<bool>()) << p.key();
+  for (const auto& p : mixture.named_parameters())
+    EXPECT_TRUE(p.value().grad().isfinite().all().template item<bool>()) << p.key();
 }
 
 TEST(Block, ATrainingStepWithGroupedDoesNotWaitForTheDevice_CUDA) {

@@ -1,6 +1,6 @@
 // moecod::grouped_conv2d and moecod::grouped_batch_norm against float64, expert by expert; the experts made of them.
 #include "moecod/expert/conv.hpp"
-#include "moecod/kernel/pieces.cuh"
+#include "moecod/kernel/pieces.hpp"
 #include "moecod/moe/dispatch/batched.hpp"
 #include "moecod/moe/dispatch/grouped.hpp"
 #include "moecod/moe/experts/replicated.hpp"
@@ -59,9 +59,10 @@ TEST(Pieces, CoverEveryItemOnceAndKeepToOneExpert) {
 
 /// y, d_x, d_weight.
 Tensors results(const at::Tensor& y, const Tensors& inputs) {
-  const at::Tensor weight = at::arange(y.numel(), y.options().dtype(at::kDouble)).view(y.sizes()).mul(0.37).sin().to(at::kBFloat16);
+  const at::Tensor number = at::arange(y.numel(), y.options().dtype(at::kDouble)).view(y.sizes());
+  const at::Tensor weight = number.mul(0.37).sin().to(at::kBFloat16).to(y.scalar_type());
   Tensors out{y};
-  for (const at::Tensor& grad : torch::autograd::grad({(y * weight.to(y.scalar_type())).sum()}, inputs)) out.push_back(grad);
+  for (const at::Tensor& grad : torch::autograd::grad({(y * weight).sum()}, inputs)) out.push_back(grad);
   return out;
 }
 
@@ -73,7 +74,8 @@ struct Case {
 
 void compare(const Case& c, at::ScalarType type, bool kernel, bool weight_last = true) {
   SCOPED_TRACE(::testing::Message() << c.in << " to " << c.out << ", " << at::IntArrayRef(c.images) << " images of "
-                                    << at::IntArrayRef(c.size) << ", kernel " << at::IntArrayRef(c.kernel) << ", padding "
+                                    << at::IntArrayRef(c.size) << ", kernel " << at::IntArrayRef(c.kernel)
+                                    << ", padding "
                                     << at::IntArrayRef(c.padding) << ", dilation " << at::IntArrayRef(c.dilation));
   const auto experts = static_cast<int64_t>(c.images.size());
   const int64_t all = ends_of(c.images).back();
@@ -233,7 +235,8 @@ void compare_norm(const std::vector<int64_t>& images, int64_t channels, Pair siz
   const Norm start(experts, channels, at::kFloat), norm = start.to(at::kFloat), wide = start.to(at::kDouble);
   const int64_t before = operators::fallbacks();
   const auto [y, used] = operators::find<operators::GroupedBatchNorm>()->call(
-      x, norm.weight, norm.bias, norm.mean, norm.var, norm.tracked, offsets, moments, training, training, 0.1, 1e-5, relu);
+      x, norm.weight, norm.bias, norm.mean, norm.var, norm.tracked, offsets, moments, training, training, 0.1, 1e-5,
+      relu);
   Tensors got = results(y, {x, norm.weight, norm.bias});
   EXPECT_EQ(operators::fallbacks() - before, kernel ? 0 : 2);
   got.push_back(norm.mean);
@@ -277,8 +280,8 @@ TEST(ConvExperts, GroupedEqualsBatched_CUDA) {
       batched.parameters()[i].copy_(grouped.parameters()[i]);
     }
     const at::Tensor x = at::randn({9, 64, 14, 14}, on(at::kFloat)).contiguous(channels_last);
-    const Routing routing = Routing::given(at::tensor({0, 2, 2, 0, 3, 0, 2, 3, 0, 2, 0, 3, 3, 0, 0, 2, 2, 3}).view({9, 2}).cuda(),
-                                           at::rand({9, 2}, on(at::kFloat)), 4);
+    const at::Tensor chosen = at::tensor({0, 2, 2, 0, 3, 0, 2, 3, 0, 2, 0, 3, 3, 0, 0, 2, 2, 3}).view({9, 2});
+    const Routing routing = Routing::given(chosen.cuda(), at::rand({9, 2}, on(at::kFloat)), 4);
     const at::Tensor weight = at::randn_like(x);
     std::vector<at::Tensor> y, grads;
     for (auto* experts : {&grouped, &batched}) {

@@ -20,9 +20,10 @@ at::Tensor offsets_of(const std::vector<int64_t>& rows, at::Device device = at::
 
 /// y, d_x, d_weight, d_bias.
 Tensors results(const at::Tensor& y, const Tensors& inputs) {
-  const at::Tensor weight = at::arange(y.numel(), y.options().dtype(at::kDouble)).view_as(y).mul(0.37).sin().to(at::kBFloat16);
+  const at::Tensor number = at::arange(y.numel(), y.options().dtype(at::kDouble)).view_as(y);
+  const at::Tensor weight = number.mul(0.37).sin().to(at::kBFloat16).to(y.scalar_type());
   Tensors out{y};
-  for (const at::Tensor& grad : torch::autograd::grad({(y * weight.to(y.scalar_type())).sum()}, inputs)) out.push_back(grad);
+  for (const at::Tensor& grad : torch::autograd::grad({(y * weight).sum()}, inputs)) out.push_back(grad);
   return out;
 }
 
@@ -51,7 +52,8 @@ Tensors as(const Tensors& in, at::ScalarType type) {
 
 void compare(const std::vector<int64_t>& rows, int64_t in, int64_t out, Activation activation, bool bias,
              at::ScalarType type, bool kernel, int64_t middle = 0) {
-  SCOPED_TRACE(::testing::Message() << rows.size() << " experts, " << in << " to " << out << ", " << name_of(activation));
+  SCOPED_TRACE(::testing::Message() << rows.size() << " experts, " << in << " to " << out << ", "
+                                    << name_of(activation));
   int64_t all = 0;
   for (int64_t n : rows) all += n;
   std::vector<int64_t> sizes{all, activation == Activation::swiglu ? 2 * in : in};
@@ -138,7 +140,8 @@ TEST(GroupedSwiGlu, EqualsFloat64_CUDA) {
   const auto* device = at::cuda::getCurrentDeviceProperties();
   const bool kernel = device->major == 9 && device->minor == 0;
   torch::manual_seed(5);
-  for (const auto& [rows, in, hidden, middle] : std::vector<std::tuple<std::vector<int64_t>, int64_t, int64_t, int64_t>>{
+  using Case = std::tuple<std::vector<int64_t>, int64_t, int64_t, int64_t>;
+  for (const auto& [rows, in, hidden, middle] : std::vector<Case>{
            {{37, 0, 1, 300, 64, 0}, 64, 128, 0}, {{130, 127, 0}, 320, 1280, 0}, {{5, 0, 9}, 24, 40, 7},
            {{1000}, 8, 8, 0}, {std::vector<int64_t>(128, 3), 128, 200, 0}}) {
     const auto experts = static_cast<int64_t>(rows.size());

@@ -157,8 +157,8 @@ class Operators:
         images = self.normal(11, 4, 6, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
         opcheck(ops.grouped_conv2d, (images, self.normal(4, 3, 4, 3, 3, grad=True), offsets, [1, 1], [1, 1], False))
         parameters, buffers = self.norm()
-        opcheck(ops.grouped_batch_norm, (self.normal(11, 3, 4, 4, grad=True), *parameters, *buffers, offsets, None, True,
-                                         True, 0.1, 1e-5, True))
+        opcheck(ops.grouped_batch_norm, (self.normal(11, 3, 4, 4, grad=True), *parameters, *buffers, offsets, None,
+                                         True, True, 0.1, 1e-5, True))
 
     def test_opcheck(self):
         for gate in GATES:

@@ -42,8 +42,8 @@ struct Combine {
 struct GroupedLinear {
   static constexpr const char* name = "moecod::grouped_linear";
   /// (x, weight, bias, offsets, activation) -> activation(x) weight^T + bias, of each row's expert
-  using signature = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, const at::Tensor&,
-                               std::string_view);
+  using signature = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+                               const at::Tensor&, std::string_view);
 };
 
 struct GroupedSwiGlu {

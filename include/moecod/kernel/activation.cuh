@@ -7,8 +7,8 @@
 ///
 ///     gelu    a = h Phi(h)                     (exact, by erf)
 ///     swiglu  a = silu(g) u, [g, u] = h        (Shazeer 2020)
-/// Backward keeps h alone: it gives d_h and, for the weight gradient of the layer that follows, a. Arithmetic in float32.
-/// Bytes: each input once, each output once.
+/// Backward keeps h alone: it gives d_h and, for the weight gradient of the layer that follows, a. Arithmetic in
+/// float32. Bytes: each input once, each output once.
 namespace moecod::kernel {
 
 namespace detail {

@@ -1,6 +1,6 @@
 #pragma once
 #include "moecod/kernel/device.cuh"
-#include "moecod/kernel/pieces.cuh"
+#include "moecod/kernel/pieces.hpp"
 
 /// What a grouped linear layer needs beside its products: biases, their gradients, and zeros for idle experts.
 ///
@@ -21,7 +21,8 @@ __global__ void __launch_bounds__(ColumnTuning::threads) add_bias(const AddBias 
     piece = find_piece(a.groups.offsets, a.groups.experts, a.groups.each, ColumnTuning::piece, blockIdx.x);
   __syncthreads();
   if (piece.expert < 0) return;
-  const int vectors = static_cast<int>(a.width / V), lanes = vectors < ColumnTuning::threads ? vectors : ColumnTuning::threads;
+  const auto vectors = static_cast<int>(a.width / V);
+  const int lanes = vectors < ColumnTuning::threads ? vectors : ColumnTuning::threads;
   const int rows = ColumnTuning::threads / lanes;
   if (threadIdx.x >= rows * lanes) return;
   using Vector = Pack<T, V>;
@@ -117,8 +118,8 @@ inline cudaError_t column_sums(const ColumnSums& a, cudaStream_t stream) {
     constexpr int threads = detail::ColumnTuning::threads;
     if (const auto pieces = static_cast<unsigned>(a.groups.pieces(detail::ColumnTuning::piece)))
       detail::sum_columns<T><<<dim3(pieces, static_cast<unsigned>((a.width + 31) / 32)), threads, 0, stream>>>(a);
-    detail::sum_pieces<T><<<dim3(static_cast<unsigned>((a.width + threads - 1) / threads), a.groups.experts), threads, 0,
-                            stream>>>(a);
+    const dim3 sums(static_cast<unsigned>((a.width + threads - 1) / threads), a.groups.experts);
+    detail::sum_pieces<T><<<sums, threads, 0, stream>>>(a);
     return cudaGetLastError();
   });
 }

@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "moecod/kernel/hopper.cuh"
-#include "moecod/kernel/pieces.cuh"
+#include "moecod/kernel/pieces.hpp"
 
 /// Convolution of images sorted by expert, each with its expert's weights; also the gradient of its input.
 ///
@@ -13,12 +13,12 @@
 /// block computes a tile of consecutive positions of one expert (they may go over the images' ends) and 64 `Columns`
 /// channels; which expert, it finds from the offsets. One thread has TMA bring, for each tap and 64 channels in, the
 /// positions moved by the tap (im2col mode: what lies outside of an image is zero) and the expert's weights; two
-/// warpgroups multiply. The gradient of the input is the same with the taps in the opposite order and the weights' tiles
-/// read across.
+/// warpgroups multiply. The gradient of the input is the same with the taps in the opposite order and the weights'
+/// tiles read across.
 ///
-/// The epilogue rounds the tile to bfloat16 in shared memory, stores it in rows, and takes mean and squares of each channel
-/// over the tile (of the rounded values, about the tile's first row, so that nothing cancels), which batch normalisation
-/// would else read it again for.
+/// The epilogue rounds the tile to bfloat16 in shared memory, stores it in rows, and takes mean and squares of each
+/// channel over the tile (of the rounded values, about the tile's first row, so that nothing cancels), which batch
+/// normalisation would else read it again for.
 /// Operations: 2 positions taps in out. Bytes: x, weights, y once; the taps' rereads come from L2.
 namespace moecod::kernel {
 
@@ -151,8 +151,8 @@ __device__ __forceinline__ void conv_moments(const ConvWork& work, const Piece& 
 }
 #endif
 
-/// What the weights' columns become: themselves; the same with the weights' tiles read across; or, with columns in pairs,
-/// silu(first) * second.
+/// What the weights' columns become: themselves; the same with the weights' tiles read across; or, with columns in
+/// pairs, silu(first) * second.
 enum class ConvKind { plain, transposed, gated };
 
 template <class Tuning, ConvKind Kind>
@@ -198,7 +198,8 @@ __global__ void __launch_bounds__(Tuning::threads, Tuning::blocks)
       const int stage = step % Tuning::stages;
       hopper::barrier_wait(&full[stage], step / Tuning::stages & 1);
       const uint32_t at = hopper::shared_address(tiles) + stage * Tuning::stage;
-      const uint32_t x = at + warpgroup * Tuning::rows * Tuning::row_block / 2, weight = at + Tuning::rows * Tuning::row_block;
+      const uint32_t x = at + warpgroup * Tuning::rows * Tuning::row_block / 2;
+      const uint32_t weight = at + Tuning::rows * Tuning::row_block;
       hopper::multiply_begin();
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
@@ -256,7 +257,8 @@ int64_t conv_cost(const Groups& groups, int channels, int processors) {
 /// Calls f with the tile for a convolution to so many channels, the cheapest of four.
 template <class F>
 auto with_conv_tuning(const Groups& groups, int channels, F&& f) {
-  using Tunings = std::tuple<ConvTuning<2, 1, 2, 2>, ConvTuning<2, 2, 4, 1>, ConvTuning<1, 4, 4, 1>, ConvTuning<1, 5, 4, 1>>;
+  using Tunings =
+      std::tuple<ConvTuning<2, 1, 2, 2>, ConvTuning<2, 2, 4, 1>, ConvTuning<1, 4, 4, 1>, ConvTuning<1, 5, 4, 1>>;
   int processors = 0;
   if (multiprocessors(&processors) != cudaSuccess) processors = 1;
   const auto cost = [&]<std::size_t... I>(std::index_sequence<I...>) {

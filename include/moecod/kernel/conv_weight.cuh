@@ -3,19 +3,20 @@
 
 /// The gradient of a grouped convolution's weights.
 ///
-/// For each expert a matrix product over its positions, d_weight [out, taps x in] = grad^T [out, positions] * x [positions,
-/// taps x in], for compute capability 9.0. TMA brings 64 positions of both, x moved by the tap of each 64 columns; both are
-/// read across. Positions behind the piece's end belong to another expert and are zeroed in shared memory.
+/// For each expert a matrix product over its positions, d_weight [out, taps x in] = grad^T [out, positions] * x
+/// [positions, taps x in], for compute capability 9.0. TMA brings 64 positions of both, x moved by the tap of each 64
+/// columns; both are read across. Positions behind the piece's end belong to another expert and are zeroed in shared
+/// memory.
 ///
 /// An expert's positions are cut into pieces so that there is work for all multiprocessors; an expert of one piece is
-/// rounded and stored at once, those of several through float32 sums that a second kernel adds in their order. Nothing is
-/// atomic. Operations: 2 positions taps in out. Bytes: x and grad, d_weight, and the sums out and in.
+/// rounded and stored at once, those of several through float32 sums that a second kernel adds in their order. Nothing
+/// is atomic. Operations: 2 positions taps in out. Bytes: x and grad, d_weight, and the sums out and in.
 namespace moecod::kernel {
 
 namespace detail {
 
-/// The tile of a block: 64 channels out for each of its two warpgroups and 64 `Columns` of taps x in; or, with `Shared`,
-/// the same 64 channels out for both and 64 `Columns` columns for each.
+/// The tile of a block: 64 channels out for each of its two warpgroups and 64 `Columns` of taps x in; or, with
+/// `Shared`, the same 64 channels out for both and 64 `Columns` columns for each.
 template <int Columns_, bool Shared_>
 struct ConvWeightTuning {
   static constexpr int columns = Columns_, stages = 4;
@@ -48,7 +49,8 @@ __device__ __forceinline__ void conv_weight_load(const CUtensorMap& x_map, const
                                                  int first_block, uint8_t* tiles, uint64_t* full, uint64_t* empty) {
   const int blocks = min(work.blocks() - first_block, Tuning::x_blocks), in_blocks = work.in_blocks();
   const auto steps = static_cast<int>((piece.end - piece.begin + 63) / 64);
-  // Divisions are slow, and one thread does all of this: none in the loop. Of each block: channel, right << 16, down << 24.
+  // Divisions are slow, and one thread does all of this: none in the loop. Of each block: channel, right << 16, down
+  // << 24.
   unsigned source[Tuning::x_blocks];
 #pragma unroll
   for (int i = 0; i < Tuning::x_blocks; ++i) {
@@ -228,14 +230,15 @@ ConvWeightTiles conv_weight_tiles(const ConvWeightWork& work, int processors, in
   ConvWeightTiles tiles{};
   tiles.rows = (work.out + 64 * Tuning::grad_blocks - 1) / (64 * Tuning::grad_blocks);
   tiles.columns = (work.blocks() + Tuning::x_blocks - 1) / Tuning::x_blocks;
-  const int64_t all = int64_t(tiles.rows) * tiles.columns, wanted = all < turns * processors ? turns * processors / all : 1;
+  const int64_t all = int64_t(tiles.rows) * tiles.columns;
+  const int64_t wanted = all < turns * processors ? turns * processors / all : 1;
   const int64_t size = (work.groups.items() + wanted - 1) / wanted;
   tiles.piece = ((size < 1024 ? 1024 : size) + 63) / 64 * 64;
   return tiles;
 }
 
-/// Calls f with the tuning and its tiles. Small tiles and pieces balance the device; where pieces would be short, writing
-/// and adding their sums costs more than that, so tiles are large and most experts one piece.
+/// Calls f with the tuning and its tiles. Small tiles and pieces balance the device; where pieces would be short,
+/// writing and adding their sums costs more than that, so tiles are large and most experts one piece.
 template <class F>
 cudaError_t with_conv_weight_tuning(const ConvWeightWork& work, F&& f) {
   constexpr int64_t short_piece = 6000;
@@ -293,7 +296,8 @@ inline cudaError_t conv_weight(const ConvWeight& a, cudaStream_t stream) {
       if (const cudaError_t error = cudaGetLastError()) return error;
     }
     const int64_t size = int64_t(work.out) * work.taps * work.in, most = (size / 4 + 255) / 256;
-    detail::add_pieces<<<dim3(static_cast<unsigned>(most < 512 ? most : 512), a.groups.experts), 256, 0, stream>>>(work);
+    const dim3 blocks(static_cast<unsigned>(most < 512 ? most : 512), a.groups.experts);
+    detail::add_pieces<<<blocks, 256, 0, stream>>>(work);
     return cudaGetLastError();
   });
 }

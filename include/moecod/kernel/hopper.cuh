@@ -29,7 +29,8 @@ template <class Function>
 cudaError_t driver_function(const char* name, Function* function) {
   void* found = nullptr;
   cudaDriverEntryPointQueryResult result{};
-  if (const cudaError_t error = cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &result)) return error;
+  if (const cudaError_t error = cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &result))
+    return error;
   if (result != cudaDriverEntryPointSuccess || !found) return cudaErrorNotSupported;
   *function = reinterpret_cast<Function>(found);
   return cudaSuccess;
@@ -60,8 +61,8 @@ cudaError_t tiled_map(CUtensorMap* map, const void* data, const uint64_t (&sizes
 }
 
 /// Images [M, H, W, C] of bfloat16 read as columns: `pixels` consecutive positions of a convolution's output, 64
-/// channels of each, at a tap that the load names. lower, upper: how far (height, width) the first and the last position
-/// of the first tap lie outside of the image's first and last pixel.
+/// channels of each, at a tap that the load names. lower, upper: how far (height, width) the first and the last
+/// position of the first tap lie outside of the image's first and last pixel.
 inline cudaError_t columns_map(CUtensorMap* map, const void* data, int64_t images, int height, int width, int channels,
                                const int (&lower)[2], const int (&upper)[2], int pixels) {
   static decltype(&cuTensorMapEncodeIm2col) encode = nullptr;

@@ -1,16 +1,17 @@
 #pragma once
 #include "moecod/kernel/columns.cuh"
 #include "moecod/kernel/device.cuh"
-#include "moecod/kernel/pieces.cuh"
+#include "moecod/kernel/pieces.hpp"
 
-/// Batch normalisation of images sorted by expert: statistics of each expert over its own images, then ReLU if asked for.
+/// Batch normalisation of images sorted by expert: statistics of each expert over its own images, then ReLU if asked
+/// for.
 ///
 ///     y = relu((x - mean_e) / sqrt(var_e + eps) * weight_e + bias_e)
-/// Moments come piece by piece (from the convolution's epilogue, or from a pass over x) and are joined in float32 by the
-/// formula of Chan et al. 1979, in the order of the pieces. One thread a channel joins, updates the running statistics and
-/// leaves what the second pass multiplies with. An expert of a single value a channel uses its running statistics and
-/// does not move them; one without images does nothing. Backward recomputes the sign that ReLU saw from x.
-/// Bytes: forward x once more, and y; backward grad and x twice, d_x once.
+/// Moments come piece by piece (from the convolution's epilogue, or from a pass over x) and are joined in float32 by
+/// the formula of Chan et al. 1979, in the order of the pieces. One thread a channel joins, updates the running
+/// statistics and leaves what the second pass multiplies with. An expert of a single value a channel uses its running
+/// statistics and does not move them; one without images does nothing. Backward recomputes the sign that ReLU saw from
+/// x. Bytes: forward x once more, and y; backward grad and x twice, d_x once.
 namespace moecod::kernel {
 
 namespace detail {
@@ -307,8 +308,8 @@ static __global__ void __launch_bounds__(NormTuning::threads) apply_norm_backwar
 /// One launch: `moments` [groups.pieces(norm_piece), 2, C], where no convolution has taken them.
 inline cudaError_t moments(const Normalise& a, float* moments, cudaStream_t stream) {
   if (a.groups.items() == 0) return cudaSuccess;
-  detail::take_moments<<<static_cast<unsigned>(a.groups.pieces(norm_piece(a.groups.items()))), detail::NormTuning::threads, 0,
-                         stream>>>(a, moments);
+  const auto pieces = static_cast<unsigned>(a.groups.pieces(norm_piece(a.groups.items())));
+  detail::take_moments<<<pieces, detail::NormTuning::threads, 0, stream>>>(a, moments);
   return cudaGetLastError();
 }
 

@@ -11,8 +11,9 @@ namespace moecod::layers {
 /// What follows the normalisation of a ConvNorm.
 enum class After { nothing, relu };
 
-/// norm(conv(x)), and ReLU if asked for; for sorted images on CUDA in three passes over them: the convolution also sums for
-/// the normalisation, which ReLU is part of. Shapes: x [M, in, H, W] -> [M, out, H', W']. Synchronises: as the layers.
+/// norm(conv(x)), and ReLU if asked for; for sorted images on CUDA in three passes over them: the convolution also
+/// sums for the normalisation, which ReLU is part of. Shapes: x [M, in, H, W] -> [M, out, H', W']. Synchronises: as
+/// the layers.
 template <class Layers>
 at::Tensor conv_norm(Conv2d<Layers>& conv, BatchNorm2d<Layers>& norm, After after, const at::Tensor& x,
                      const typename Layers::Group& group) {

@@ -10,12 +10,13 @@
 
 namespace moecod::layers {
 
-/// y = a(x) W^T + b over the last dimension, of one expert or of n stacked ones; a is `before`, none unless it is named.
+/// y = a(x) W^T + b over the last dimension, of one expert or of n stacked ones; a is `before`, none unless it is
+/// named.
 ///
 /// Shapes: x [M, ..., in] ([M, ..., 2 in] before swiglu) -> [M, ..., out]; weight [(n,) out, in], bias [(n,) out].
 /// Initial values: uniform in +-1/sqrt(in), as torch.nn.Linear.
-/// Stacked layers run sorted rows on CUDA by the operator moecod::grouped_linear, where it is there: all experts at once,
-/// and a(x) computed anew in the backward pass instead of kept.
+/// Stacked layers run sorted rows on CUDA by the operator moecod::grouped_linear, where it is there: all experts at
+/// once, and a(x) computed anew in the backward pass instead of kept.
 /// Synchronises: never, but for sorted rows on CUDA that the operator has no kernel for (moecod::operators::fallbacks).
 template <class Layers = Single>
 class Linear : public torch::nn::Module, public Decays {
@@ -39,14 +40,16 @@ class Linear : public torch::nn::Module, public Decays {
                              name_of(before));
       const at::Tensor in = activate(x, before);
       const Slices w(weight, group), b(bias, group);
-      return for_each_expert(in, group, [&](const at::Tensor& rows, int64_t e) { return at::linear(rows, w[e], b[e]); });
+      return for_each_expert(in, group,
+                             [&](const at::Tensor& rows, int64_t e) { return at::linear(rows, w[e], b[e]); });
     } else {
       (void)group;
       return at::linear(activate(x, before), weight, bias);
     }
   }
 
-  /// activate(forward(x), swiglu), for sorted rows on CUDA without the hidden layer in memory. Where no gradient is wanted.
+  /// activate(forward(x), swiglu), for sorted rows on CUDA without the hidden layer in memory. Where no gradient is
+  /// wanted.
   at::Tensor forward_swiglu(const at::Tensor& x, const typename Layers::Group& group = {}) {
     if constexpr (Layers::stacked) {
       if (const auto* grouped = find_grouped<operators::GroupedSwiGlu>(x, group); grouped && !bias.defined())

@@ -15,7 +15,8 @@ namespace moecod::layers {
 /// In training it normalises over the rows routed to the expert in this forward, and the running statistics move
 /// once: running <- (1 - momentum) running + momentum batch. Without rows nothing moves; where a channel has a single
 /// value (one row of 1x1) its variance says nothing, so the running statistics are used and do not move. With
-/// synchronised statistics (distributed/synchronise_statistics.hpp) all of this is said of the rows of all ranks together.
+/// synchronised statistics (distributed/synchronise_statistics.hpp) all of this is said of the rows of all ranks
+/// together.
 ///
 /// Shapes: x [M, C] or [M, C, H, W]; weight, bias, running_mean, running_var [(n,) C], num_batches_tracked [(n)].
 /// Stacked layers run sorted images on CUDA by the operator moecod::grouped_batch_norm, where it is there, unless

@@ -108,7 +108,8 @@ struct Decays {
 struct BatchStatistics {
   virtual ~BatchStatistics() = default;
 
-  /// The ranks over whose rows together it normalises in training (distributed/synchronise_statistics.hpp); none: this one's.
+  /// The ranks over whose rows together it normalises in training (distributed/synchronise_statistics.hpp); none: this
+  /// one's.
   std::shared_ptr<distributed::Group> ranks;
 };
 
