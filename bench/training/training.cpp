@@ -170,6 +170,7 @@ int run(Options options) {
   at::manual_seed(0);
   Camo model(camo_options(model_options));
   model.to(job.device);
+  replay_graphs(model, job.recorder);
   train::Trainer<StepTask> trainer(model, make_stage(3, -1, recipe), trainer_options, job.device, {}, job.group);
   data::Loader<data::AnySource> validation(source, {.batch = 1, .height = 32, .width = 32, .train = false, .workers = 0});
   const auto path = std::filesystem::temp_directory_path() / ("moecod_training_" + std::to_string(getpid()) + ".jsonl");
@@ -186,6 +187,7 @@ int run(Options options) {
                                       {"routing", options.routing},
                                       {"batch", options.batch},
                                       {"side", options.side},
+                                      {"cuda_graphs", options.job.cuda_graphs},
                                       {"workers", options.workers},
                                       {"loader_images_per_second", loader * double(world)},
                                       {"images_per_second", double(options.batch * world) / seconds},
