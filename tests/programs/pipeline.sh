@@ -68,6 +68,11 @@ same routing.json routing_views.json
 "$bin/evaluate" --pred masks --gt data/Test/GT_Object --images data/Test/Image --crf --json scores_images.json > /dev/null
 same scores_crf.json scores_images.json
 ! cmp -s scores.json scores_crf.json || fail "--crf changed nothing"
+# A model that is scored as it is asked gives the figures of its maps, with every stage.
+"$bin/evaluate" --pred masks_views --gt data/Test/GT_Object --json scores_views.json > /dev/null
+"$bin/evaluate" --checkpoint whole/ensemble_best.safetensors --batch-size 5 --tta flip,1.5 --crf --images data/Test/Image \
+  --gt data/Test/GT_Object --json scores_asked.json > /dev/null
+same scores_views.json scores_asked.json
 "$bin/inspect" --checkpoint whole/ensemble_best.safetensors --data-root data --output report \
   --alone alone/expert_0_best.safetensors --alone-expert 0 > inspect.log 2>&1
 for key in expert_3 ensemble dense uniform random_top2 best_pair oracle alone; do
@@ -137,6 +142,9 @@ refuses "scale 1.1 of 64 x 64 comes to 64 x 64" "${predict[@]}" --tta 1.1
 refuses "--crf-iterations requires --crf" "${predict[@]}" --crf-iterations 2
 refuses "--crf-tau: expected a number > 0, got 0" "${predict[@]}" --crf --crf-tau 0
 refuses "--crf reads the images" "$bin/evaluate" --pred masks --gt data/Test/GT_Object --crf
+refuses "what to score is missing" "$bin/evaluate" --gt data/Test/GT_Object
+refuses "--checkpoint reads the images" "$bin/evaluate" --checkpoint whole/ensemble_best.safetensors --gt data/Test/GT_Object
+refuses "--tta requires --checkpoint" "$bin/evaluate" --pred masks --gt data/Test/GT_Object --tta flip
 refuses "no image in data/Train/Image" "$bin/evaluate" --pred masks --gt data/Test/GT_Object --crf --images data/Train/Image
 refuses "missing" "$bin/predict" --checkpoint whole/expert_0_best.safetensors --input data/Test/Image --output m
 refuses "variant compiled is sparse" "${feature[@]}" --no-use-sparse-moe
