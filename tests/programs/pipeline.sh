@@ -101,13 +101,13 @@ done
 same feature/last_stage2.safetensors from_packed/last_stage2.safetensors
 "$bin/inspect" --checkpoint whole/ensemble_best.safetensors --data-root packed --output report_packed \
   --alone alone/expert_0_best.safetensors --alone-expert 0 > inspect.log 2>&1
-diff <(sed 's/packed/data/g' report_packed/summary.json) report/summary.json || fail "inspect finds another data set in packed"
+diff <(sed 's/packed/data/g' report_packed/summary.json) report/summary.json || fail "inspect finds other figures in packed"
 diff -r report/samples report_packed/samples || fail "inspect shows other samples of the packed data set"
 # So it is for pictures made while training, from photographs that are packed themselves.
 made=(--photos packed/train.safetensors --train 8 --validation 4 --test 4 --size 64 --seed 5)
 "$bin/make_dataset" --output made "${made[@]}" > /dev/null
 "$bin/make_dataset" --output made_packed --packed "${made[@]}" > /dev/null
-"$bin/make_dataset" --output made_packed --packed "${made[@]}" | grep -q "already there" || fail "made_packed is made anew"
+"$bin/make_dataset" --output made_packed --packed "${made[@]}" | grep -q "already there" || fail "packed again"
 for root in made made_packed; do
   "${train[@]/#data/$root}" --stage 1 --epochs 1 --fresh 8 --photos packed/train.safetensors \
     --checkpoint-dir "fresh_$root" > /dev/null 2>&1

@@ -16,8 +16,8 @@
 
 namespace moecod::data {
 
-/// What is to be done to one sample, in the order of the members: what an Augment drew for it. `augmented` does it to the
-/// sample, train::augmented to the samples of a batch on their device.
+/// What is to be done to one sample, in the order of the members: what an Augment drew for it. `augmented` does it to
+/// the sample, train::augmented to the samples of a batch on their device.
 struct AugmentDraw {
   int64_t height = 0, width = 0;            // of the sample that it was drawn for, pixels
   bool flip = false;                        // left to right

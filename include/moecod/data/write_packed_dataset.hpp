@@ -16,8 +16,8 @@ namespace moecod::data {
 
 /// Writes the pictures of write_dataset as a packed data set (data/packed.hpp): one file a part, of the pictures as the
 /// generator made them, where files of pictures hold them as JPEG keeps them; and the parameters in Info/regimes.json.
-/// Needs no OpenCV. Parts of no picture have no file. Every picture is made twice, as write_packed reads its source twice.
-/// The folder appears when it is complete; a run cut short leaves FOLDER.partial, which the next one replaces.
+/// Needs no OpenCV. Parts of no picture have no file. Every picture is made twice, as write_packed reads its source
+/// twice. The folder appears when it is complete; a run cut short leaves FOLDER.partial, which the next one replaces.
 /// Returns false, and writes nothing, if the folder already holds this data set.
 /// Errors: std::runtime_error if the folder holds something else; what write_packed and the generator give.
 inline bool write_packed_dataset(const std::filesystem::path& output, const PhotographSplit& split,
