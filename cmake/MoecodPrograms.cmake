@@ -7,8 +7,9 @@ add_library(moecod_strict INTERFACE)
 target_compile_options(moecod_strict INTERFACE -Wall -Wextra -Werror -Wno-unknown-pragmas
                                                  -Wno-missing-field-initializers)
 if(MOECOD_SANITIZE)
+  # GCC sees uninitialised values in instrumented code where there are none.
   target_compile_options(moecod_strict INTERFACE -fsanitize=${MOECOD_SANITIZE} -fno-omit-frame-pointer
-                                                 -fno-sanitize-recover=all)
+                                                 -fno-sanitize-recover=all -Wno-maybe-uninitialized)
   target_link_options(moecod_strict INTERFACE -fsanitize=${MOECOD_SANITIZE})
 endif()
 
@@ -42,6 +43,10 @@ function(moecod_settings name)
   if(NOT arg_TORCH_FREE)
     target_link_libraries(${name} PRIVATE moecod)
     target_precompile_headers(${name} REUSE_FROM ${_pch})
+    if(MOECOD_WITH_CUDA)
+      target_compile_definitions(${name} PRIVATE MOECOD_WITH_CUDA)
+      target_link_libraries(${name} PRIVATE CUDA::cudart)
+    endif()
   endif()
 endfunction()
 

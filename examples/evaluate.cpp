@@ -1,22 +1,26 @@
-// Scores predicted maps against ground truth, with the figures of PySODMetrics.
+// Scores predicted maps, or a trained model, against ground truth, with the figures of PySODMetrics.
 //
 //   evaluate --pred predictions --gt TestDataset --json scores.json
 //   evaluate --pred predictions --gt TestDataset --measures all --images TestDataset
+//   evaluate --checkpoint ensemble_best.safetensors --tta flip,0.75,1.25 --gt TestDataset --images TestDataset
 //
 // Both folders hold masks directly, or one subfolder per data set. In a folder of data sets, masks may also lie in a
 // subfolder named GT, as in TestDataset/CAMO/GT, and images in one named Imgs. Files are paired by name without the
 // ending.
 //
-// --crf --images TestDataset finishes the maps with a dense random field over their pictures first.
+// --crf --images TestDataset finishes the maps with a dense random field over their pictures first. A model's maps are
+// those that predict writes.
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <exception>
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -27,7 +31,8 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
-#include "examples/crf_flags.hpp"
+#include "examples/prediction/crf_flags.hpp"
+#include "examples/prediction/mask_predictor.hpp"
 #include <moecod/io/file.hpp>
 #include <moecod/io/image.hpp>
 #include <moecod/io/image_file.hpp>
@@ -52,7 +57,8 @@ constexpr const char* kMeasuresHelp =
     "all       all of these, ccm with --images only";
 
 struct Options {
-  fs::path predictions;
+  fs::path predictions;  // empty where a model makes them
+  moecod::examples::PredictionFlags model;
   fs::path truths;
   fs::path images;
   fs::path json;
@@ -67,14 +73,16 @@ struct Options {
   bool wants(const std::string& measure) const {
     return names(measure) || (names("all") && (measure != "ccm" || !images.empty()));
   }
-  bool reads_images() const { return crf.on || wants("ccm"); }
+  /// Whether images stand beside the maps when these are finished or scored.
+  bool scores_images() const { return crf.on || wants("ccm"); }
+  bool reads_images() const { return predictions.empty() || scores_images(); }
 };
 
 struct Case {
   std::string name;
-  fs::path prediction;
+  fs::path prediction;  // if there are files of them
   fs::path truth;
-  fs::path image;  // if something reads it
+  fs::path image;       // if something reads it
 };
 
 struct DataSet {
@@ -248,19 +256,21 @@ fs::path image_folder(const fs::path& folder, const std::string& name) {
 DataSet pair_up(std::string name, const fs::path& prediction_folder, const fs::path& truth_folder,
                 const Options& options, Problems& problems) {
   DataSet data{std::move(name), {}};
-  const auto predictions = masks_in(prediction_folder);
+  const bool with_predictions = !options.predictions.empty();
+  const auto predictions = with_predictions ? masks_in(prediction_folder) : std::map<std::string, fs::path>();
   const bool with_images = options.reads_images();
   const fs::path images_folder = with_images ? image_folder(options.images, data.name) : fs::path();
   const auto images = with_images ? masks_in(images_folder) : decltype(predictions){};
   for (const auto& [stem, truth] : masks_in(truth_folder)) {
     const auto prediction = predictions.find(stem);
     const auto image = images.find(stem);
-    if (prediction == predictions.end()) {
+    if (with_predictions && prediction == predictions.end()) {
       problems.add(data.name + "/" + stem + ": no prediction in " + prediction_folder.string());
     } else if (with_images && image == images.end()) {
       problems.add(data.name + "/" + stem + ": no image in " + images_folder.string());
     } else {
-      data.cases.push_back({stem, prediction->second, truth, with_images ? image->second : fs::path()});
+      data.cases.push_back({stem, with_predictions ? prediction->second : fs::path(), truth,
+                            with_images ? image->second : fs::path()});
     }
   }
   return data;
@@ -281,7 +291,7 @@ std::vector<DataSet> find_data_sets(const Options& options) {
       if (masks_in(truths).empty()) {
         continue;
       }
-      if (!fs::is_directory(options.predictions / name)) {
+      if (!options.predictions.empty() && !fs::is_directory(options.predictions / name)) {
         problems.add(name + ": no folder of predictions " + (options.predictions / name).string());
         continue;
       }
@@ -302,8 +312,11 @@ struct Part {
   std::vector<std::string> problems{};
 };
 
-void evaluate_case(const Case& one, const Options& options, Part& part) {
-  moecod::Image prediction = moecod::io::read_gray(one.prediction);
+/// `prediction` is the model's where there is no file of it.
+void evaluate_case(const Case& one, moecod::Image prediction, const Options& options, Part& part) {
+  if (!one.prediction.empty()) {
+    prediction = moecod::io::read_gray(one.prediction);
+  }
   const moecod::Image truth = moecod::io::read_gray(one.truth);
   if (prediction.height != truth.height || prediction.width != truth.width) {
     if (!options.resize) {
@@ -315,7 +328,7 @@ void evaluate_case(const Case& one, const Options& options, Part& part) {
     ++part.resized;
   }
   moecod::Image image;
-  if (!one.image.empty()) {
+  if (options.scores_images()) {
     image = moecod::io::read_rgb(one.image);
     if (image.height != truth.height || image.width != truth.width) {
       throw std::runtime_error("image is " + std::to_string(image.height) + " x " + std::to_string(image.width) +
@@ -329,17 +342,41 @@ void evaluate_case(const Case& one, const Options& options, Part& part) {
   part.measures.add({prediction.pixels.data(), truth.pixels.data(), truth.height, truth.width}, image.pixels.data());
 }
 
-Score evaluate_data_set(const DataSet& data, const Options& options) {
-  const auto count = std::min(static_cast<std::size_t>(options.threads), data.cases.size());
+/// The model's maps of these cases; an empty one, and a problem, where an image cannot be read.
+std::vector<moecod::Image> predict(moecod::examples::MaskPredictor& model, const std::vector<Case>& cases, Part& whole) {
+  std::vector<moecod::Image> images;
+  std::vector<std::size_t> places;
+  std::vector<moecod::Image> maps(cases.size());
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    try {
+      images.push_back(moecod::io::read_rgb(cases[i].image));
+      places.push_back(i);
+    } catch (const std::exception& error) {
+      whole.problems.push_back(cases[i].name + ": " + error.what());
+    }
+  }
+  std::vector<moecod::examples::Prediction> predictions = model(images);
+  for (std::size_t i = 0; i < places.size(); ++i) {
+    maps[places[i]] = std::move(predictions[i].mask);
+  }
+  return maps;
+}
+
+/// Scores cases, `maps` being theirs where a model makes them, in as many threads as asked for.
+void evaluate_cases(const std::vector<Case>& cases, std::vector<moecod::Image> maps, const Options& options,
+                    Part& whole) {
+  const auto count = std::min(static_cast<std::size_t>(options.threads), cases.size());
   std::vector<Part> parts(count, Part{Measures(options)});
   std::atomic<std::size_t> next{0};
   const auto work = [&](Part& part) {
-    for (std::size_t index = next++; index < data.cases.size(); index = next++) {
-      const Case& one = data.cases[index];
+    for (std::size_t index = next++; index < cases.size(); index = next++) {
+      if (!maps.empty() && maps[index].empty()) {
+        continue;
+      }
       try {
-        evaluate_case(one, options, part);
+        evaluate_case(cases[index], maps.empty() ? moecod::Image() : std::move(maps[index]), options, part);
       } catch (const std::exception& error) {
-        part.problems.push_back(data.name + "/" + one.name + ": " + error.what());
+        part.problems.push_back(cases[index].name + ": " + error.what());
       }
     }
   };
@@ -349,15 +386,32 @@ Score evaluate_data_set(const DataSet& data, const Options& options) {
       threads.emplace_back(work, std::ref(part));
     }
   }
-  Part whole{Measures(options)};
   for (const Part& part : parts) {
     whole.measures.merge(part.measures);
     whole.resized += part.resized;
     whole.problems.insert(whole.problems.end(), part.problems.begin(), part.problems.end());
   }
+}
+
+/// `model` is null where there are files of predictions; its maps are made and scored batch by batch.
+Score evaluate_data_set(const DataSet& data, const Options& options, moecod::examples::MaskPredictor* model) {
+  Part whole{Measures(options)};
+  if (model == nullptr) {
+    evaluate_cases(data.cases, {}, options, whole);
+  } else {
+    const auto batch_size = static_cast<std::size_t>(options.model.batch_size);
+    for (std::size_t begin = 0; begin < data.cases.size(); begin += batch_size) {
+      const std::size_t end = std::min(data.cases.size(), begin + batch_size);
+      const std::vector<Case> cases(data.cases.begin() + static_cast<std::ptrdiff_t>(begin),
+                                    data.cases.begin() + static_cast<std::ptrdiff_t>(end));
+      evaluate_cases(cases, predict(*model, cases, whole), options, whole);
+    }
+  }
   std::sort(whole.problems.begin(), whole.problems.end());
   Problems problems;
-  problems.add(whole.problems);
+  for (const std::string& problem : whole.problems) {
+    problems.add(data.name + "/" + problem);
+  }
   problems.throw_if_any();
   return {data.name, whole.measures.images(), whole.resized, whole.measures.results()};
 }
@@ -436,9 +490,10 @@ void write_json(const fs::path& path, const std::vector<Score>& scores) {
 int main(int argc, char** argv) {
   Options options;
   CLI::App app{"Scores predicted maps against ground truth, with the figures of PySODMetrics 1.6.2."};
-  app.add_option("--pred", options.predictions, "Folder of predictions, or of one subfolder per data set")
-      ->required()
-      ->check(CLI::ExistingDirectory);
+  CLI::Option* predictions =
+      app.add_option("--pred", options.predictions, "Folder of predictions, or of one subfolder per data set")
+          ->check(CLI::ExistingDirectory);
+  CLI::Option* checkpoint = moecod::examples::add_prediction_flags(app, options.model)->excludes(predictions);
   app.add_option("--gt", options.truths, "Folder of ground truths, or of one subfolder per data set")
       ->required()
       ->check(CLI::ExistingDirectory);
@@ -450,13 +505,19 @@ int main(int argc, char** argv) {
       ->delimiter(',')
       ->check(CLI::IsMember({"standard", "counts", "si", "msiou", "hce", "cm", "ccm", "all"}))
       ->capture_default_str();
-  app.add_option("--images", options.images, "Folder of the images, laid out as --gt or --pred; for ccm and --crf")
+  app.add_option("--images", options.images, "Folder of the images, laid out as --gt or --pred; for ccm, --crf and --checkpoint")
       ->check(CLI::ExistingDirectory);
   app.add_flag("--resize", options.resize, "Resize predictions whose size differs from the ground truth's");
   moecod::examples::add_crf_flags(app, options.crf);
   CLI11_PARSE(app, argc, argv);
 
   try {
+    if (options.predictions.empty() && checkpoint->empty()) {
+      throw std::invalid_argument("what to score is missing: --pred, a folder of maps, or --checkpoint, a model");
+    }
+    if (!checkpoint->empty() && options.images.empty()) {
+      throw std::invalid_argument("--checkpoint reads the images: give their folder with --images");
+    }
     if (options.crf.on && options.images.empty()) {
       throw std::invalid_argument("--crf reads the images: give their folder with --images");
     }
@@ -464,8 +525,13 @@ int main(int argc, char** argv) {
       throw std::invalid_argument("--measures ccm reads the images: give their folder with --images");
     }
     std::vector<Score> scores;
-    for (const DataSet& data : find_data_sets(options)) {
-      scores.push_back(evaluate_data_set(data, options));
+    const std::vector<DataSet> data_sets = find_data_sets(options);
+    std::unique_ptr<moecod::examples::MaskPredictor> model;
+    if (!checkpoint->empty()) {
+      model = std::make_unique<moecod::examples::MaskPredictor>(options.model);
+    }
+    for (const DataSet& data : data_sets) {
+      scores.push_back(evaluate_data_set(data, options, model.get()));
     }
     print_tables(scores);
     if (!options.json.empty()) {

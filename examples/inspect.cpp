@@ -11,11 +11,13 @@
 #include <iostream>
 #include <map>
 #include <random>
+#include <set>
 
 #include "examples/camo_model.hpp"
 #include "examples/device.hpp"
-#include "moecod/data/folder.hpp"
+#include "moecod/data/any_source.hpp"
 #include "moecod/data/loader.hpp"
+#include "moecod/data/open_source.hpp"
 #include "moecod/io/file.hpp"
 #include "moecod/io/image_file.hpp"
 #include "moecod/io/map_image.hpp"
@@ -42,6 +44,7 @@ struct Way {
 /// One picture kept for the report.
 struct Picture {
   std::string name;
+  int64_t index = 0;  ///< of the source
   int64_t regime = -1;
   Image truth, prediction;
   std::vector<int64_t> experts;
@@ -119,7 +122,7 @@ void look_at_batch(Camo& model, Camo* alone, int64_t alone_expert, data::Batch&&
     }
     score(results, "oracle", image_of(oracle), truth);
     score(results, "random_top2", image_of(pair_name(pairs[random() % pairs.size()])), truth);
-    Picture picture{batch.names[i], batch.regimes[i], truth, image_of("ensemble"), {}, {},
+    Picture picture{batch.names[i], batch.indices[i], batch.regimes[i], truth, image_of("ensemble"), {}, {},
                     results.ways.at("ensemble").iou.back()};
     for (int64_t k = 0; k < chosen.size(1); ++k) {
       picture.experts.push_back(chosen[int64_t(i)][k].item<int64_t>());
@@ -132,10 +135,10 @@ void look_at_batch(Camo& model, Camo* alone, int64_t alone_expert, data::Batch&&
   results.monitor.observe(answers.routing, labelled ? batch.regimes : std::vector<int64_t>{});
 }
 
-Results look_at(Camo& model, Camo* alone, int64_t alone_expert, const data::Records& records, int64_t size,
+Results look_at(Camo& model, Camo* alone, int64_t alone_expert, const data::AnySource& source, int64_t size,
                 int64_t batch_size, at::Device device, const std::string& label) {
-  data::Loader<data::Folder> loader(data::Folder(records), {.batch = batch_size, .height = size, .width = size,
-                                                            .train = false, .full_masks = true});
+  data::Loader<data::AnySource> loader(
+      source, {.batch = batch_size, .height = size, .width = size, .train = false, .full_masks = true});
   Results results;
   std::mt19937_64 random(7);
   train::Progress progress(label, loader.batches());
@@ -220,11 +223,9 @@ Json dataset_json(const Results& test, const std::string& best_expert, const std
 }
 
 /// Three pictures of each regime for the report: the best, the middle and the worst of the ensemble.
-Json write_samples(const fs::path& output, const data::Records& records, const Results& test, const std::string& set,
+Json write_samples(const fs::path& output, const data::AnySource& source, const Results& test, const std::string& set,
                    int64_t regimes) {
   fs::create_directories(output / "samples");
-  std::map<std::string, fs::path> images;
-  for (const data::Record& record : records.records) images[record.name] = record.image;
   Json samples = Json::array();
   for (int64_t r = regimes > 0 ? 0 : -1; r < std::max<int64_t>(regimes, 0); ++r) {
     std::vector<const Picture*> mine;
@@ -241,7 +242,7 @@ Json write_samples(const fs::path& output, const data::Records& records, const R
         io::write_image(output / path, image);
         sample[kind] = path;
       };
-      keep("image", io::read_rgb(images.at(picture.name)));
+      keep("image", source.sample(0, picture.index).image);
       keep("truth", picture.truth);
       keep("prediction", picture.prediction);
       sample["experts"] = picture.experts;
@@ -305,7 +306,8 @@ int main(int argc, char** argv) {
     if (size == 0) size = examples::recorded_size(checkpoint);
     TORCH_CHECK(size % 32 == 0, "--img-size must be a multiple of 32, got ", size);
 
-    const data::Records validation = data::open(root, data::Split::Validation), test = data::open(root, data::Split::Test);
+    const data::AnySource validation = data::open_source(root, data::Split::Validation),
+                          test = data::open_source(root, data::Split::Test);
     Results chosen_on = look_at(*model, nullptr, 0, validation, size, batch_size, device, "validation");
     Results results = look_at(*model, alone.get(), alone_expert, test, size, batch_size, device, "test");
 

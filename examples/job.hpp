@@ -1,6 +1,8 @@
 #pragma once
 // Where a trainer runs: one process, or one of those that torchrun or mpirun started.
 
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/util/Exception.h>
 
 #include <chrono>
@@ -10,11 +12,16 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 
 #include "examples/device.hpp"
+#include "moecod/core/device_graph.hpp"
 #include "moecod/core/options.hpp"
 #include "moecod/distributed/open.hpp"
 #include "moecod/train/checkpoint.hpp"
+#ifdef MOECOD_WITH_CUDA
+#include "moecod/cuda/graph_recorder.hpp"
+#endif
 
 namespace moecod::examples {
 
@@ -22,20 +29,37 @@ struct JobOptions {
   std::string device = "auto";
   bool use_ddp = false;
   int64_t ddp_timeout = 600;
+  bool cuda_graphs = true;
 
   static constexpr auto options = std::make_tuple(
       option(&JobOptions::device, "device", "where to train", choices("auto", "cpu", "cuda")),
       option(&JobOptions::use_ddp, "use-ddp", "one of several processes: on GPUs under torchrun, on CPUs under mpirun"),
       option(&JobOptions::ddp_timeout, "ddp-timeout",
-             "seconds after which a rank that the others do not answer gives up (NCCL)", at_least(1)));
+             "seconds after which a rank that the others do not answer gives up (NCCL)", at_least(1)),
+      option(&JobOptions::cuda_graphs, "cuda-graphs",
+             "on a GPU replay the passes of backbone, router and experts as CUDA graphs"));
 };
 
 struct Job {
   std::shared_ptr<distributed::Group> group = std::make_shared<distributed::Alone>();
   at::Device device = at::kCPU;
+  /// On a GPU the calling thread works on a stream of its own while this lives, since the default one cannot be recorded.
+  std::shared_ptr<c10::StreamGuard> stream = nullptr;
+  std::shared_ptr<GraphRecorder> recorder = nullptr;  ///< for replay_graphs; null where there is nothing to record
 
   bool writes() const { return group->rank() == 0; }  ///< files and terminal are rank 0's
 };
+
+/// Gives the job its stream and its recorder.
+inline Job on_stream(Job job, [[maybe_unused]] const JobOptions& options) {
+  if (!job.device.is_cuda()) return job;
+  const c10::impl::VirtualGuardImpl device(c10::DeviceType::CUDA);
+  job.stream = std::make_shared<c10::StreamGuard>(device.getStreamFromGlobalPool(job.device));
+#ifdef MOECOD_WITH_CUDA
+  if (options.cuda_graphs) job.recorder = std::make_shared<cuda::GraphRecorder>();
+#endif
+  return job;
+}
 
 /// Joins the other processes. Those of rank > 0 say nothing on standard output from here on.
 /// Errors: c10::Error if --use-ddp and the launcher do not agree; what distributed::open_group throws.
@@ -43,7 +67,7 @@ inline Job open_job(const JobOptions& options) {
   const std::optional<distributed::Ranks> ranks = distributed::Ranks::from_environment();
   if (!options.use_ddp) {
     TORCH_CHECK(!ranks || ranks->world == 1, "a launcher started ", ranks->world, " processes: they need --use-ddp");
-    return {.device = device_named(options.device)};
+    return on_stream({.device = device_named(options.device)}, options);
   }
   TORCH_CHECK(ranks, "--use-ddp: no launcher started this process; on GPUs use torchrun, on CPUs mpirun");
   const bool torchrun = ranks->launcher == distributed::Ranks::Launcher::torchrun;
@@ -53,7 +77,7 @@ inline Job open_job(const JobOptions& options) {
                                       std::chrono::seconds(options.ddp_timeout));
   if (cuda) job.device = at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(ranks->local_rank));
   if (!job.writes()) std::cout.setstate(std::ios_base::failbit);
-  return job;
+  return on_stream(std::move(job), options);
 }
 
 /// The checkpoint under a stem, read by rank 0 first: reading finishes a save that was cut off.

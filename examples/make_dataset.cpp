@@ -90,12 +90,8 @@ int main(int argc, char** argv) {
         std::cout << done << " / " << total << std::endl;
       }
     };
-    if (packed) {
-      data::write_packed_dataset(output, split, options);
-      std::cout << output << ": written\n";
-      return 0;
-    }
-    const bool written = data::write_dataset(output, split, options);
+    const bool written = packed ? data::write_packed_dataset(output, split, options)
+                                : data::write_dataset(output, split, options);
     std::cout << output << (written ? ": written\n" : ": already there, nothing to do\n");
     return 0;
   } catch (const std::exception& error) {

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <exception>
 #include <filesystem>
+#include <fstream>
 #include <iostream>
 #include <set>
 #include <stdexcept>
@@ -15,12 +16,14 @@
 #include <vector>
 
 #include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
 
 #include "moecod/data/folder.hpp"
 #include "moecod/data/hold_out.hpp"
 #include "moecod/data/open_source.hpp"
 #include "moecod/data/pack.hpp"
 #include "moecod/data/photograph_folder.hpp"
+#include "moecod/io/file.hpp"
 #include "moecod/train/progress.hpp"
 
 namespace {
@@ -46,6 +49,19 @@ void pack(const data::Records& records, data::Split split, const std::string& pa
                                        .progress = [&](int64_t done, int64_t) { progress.update(done); }};
   const auto problems = data::write_packed(path, data::Folder(records, {.max_bad = options.max_bad}), pack_options);
   progress.finish(path.string() + ", " + std::to_string(records.records.size() - problems.size()) + " pictures");
+}
+
+/// Takes along what a generated data set says of itself: --fresh and inspect ask which photographs it was made from.
+void copy_labels(const Options& options) {
+  const fs::path path = fs::path(options.root) / "Info" / "regimes.json";
+  std::ifstream file(path);
+  if (!file) return;
+  nlohmann::json labels = nlohmann::json::parse(file, nullptr, false);
+  if (!labels.is_object()) throw std::runtime_error("broken label file " + path.string());
+  labels["parameters"]["image_ending"] = ".safetensors";
+  labels["parameters"]["size"] = options.size;
+  fs::create_directories(fs::path(options.output) / "Info");
+  moecod::io::write_atomically(fs::path(options.output) / "Info" / "regimes.json", labels.dump(1) + "\n");
 }
 
 void pack_photographs(const Options& options) {
@@ -75,6 +91,7 @@ void run(const Options& options) {
     pack(validation, data::Split::Validation, "validation part", options);
   }
   if (parts.contains("test")) pack(data::open(options.root, data::Split::Test), data::Split::Test, "test part", options);
+  copy_labels(options);
 }
 
 }  // namespace

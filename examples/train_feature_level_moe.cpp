@@ -87,6 +87,7 @@ int run(const ProgramOptions& program, const FeatureModelOptions& options, const
                 ", these flags make ", stages.size(), " stages");
   }
   model.to(job.device);
+  if (!trainer_options.sync_bn && trainer_options.replicas == 1) replay_graphs(model, job.recorder);
   FeatureRun run{.folder = program.checkpoint_dir, .data = program.data, .job = job,
                  .warmup_epochs = program.warmup_epochs,
                  .about = {{"format", "pt"},

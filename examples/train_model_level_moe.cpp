@@ -142,6 +142,7 @@ int run(const ProgramOptions& program, const CamoOptions& model_options, const R
     io::load_state(model, resumed->weights);
   }
   model.to(job.device);
+  if (!trainer_options.sync_bn && trainer_options.replicas == 1) replay_graphs(model, job.recorder);
   train::Trainer<train::ModelLevelTask<Camo>> trainer(
       model, make_stage(program.stage, program.expert_id, recipe), trainer_options, job.device,
       [&] { return std::make_unique<Camo>(camo_options(model_options)); }, job.group);

@@ -42,29 +42,35 @@ struct TrainingData {
   data::AnySource training, validation;
 };
 
-/// Opens the training and the validation part. Fresh pictures have `size` pixels a side; they differ by run seed and
-/// by stage. Errors: c10::Error that names the flag; what the readers throw.
-inline TrainingData open_training_data(const DataOptions& options, int64_t size, int64_t seed, int64_t stage) {
-  namespace fs = std::filesystem;
-  TORCH_CHECK(!options.data_root.empty(), "--data-root is missing: give the folder of a data set");
-  TORCH_CHECK(options.fresh == 0 || !options.photos.empty(), "--fresh needs --photos");
+/// The two parts as they are in the data set, packed or not.
+inline TrainingData read_training_data(const DataOptions& options, int64_t seed) {
   if (data::is_packed(options.data_root)) {
-    TORCH_CHECK(options.fresh == 0, "--fresh: a packed data set does not say which photographs it was made from");
     return {data::open_source(options.data_root, data::Split::Train),
             data::open_source(options.data_root, data::Split::Validation)};
   }
   auto [training, validation] =
       data::open_training(options.data_root, options.validation_share, static_cast<uint64_t>(seed));
   const data::Folder::Options folder{.max_bad = options.max_bad};
-  data::AnySource validating(data::Folder(std::move(validation), folder));
-  if (options.fresh == 0) return {data::AnySource(data::Folder(std::move(training), folder)), std::move(validating)};
+  return {data::AnySource(data::Folder(std::move(training), folder)),
+          data::AnySource(data::Folder(std::move(validation), folder))};
+}
+
+/// Opens the training and the validation part. Fresh pictures have `size` pixels a side; they differ by run seed and
+/// by stage. Errors: c10::Error that names the flag; what the readers throw.
+inline TrainingData open_training_data(const DataOptions& options, int64_t size, int64_t seed, int64_t stage) {
+  namespace fs = std::filesystem;
+  TORCH_CHECK(!options.data_root.empty(), "--data-root is missing: give the folder of a data set");
+  TORCH_CHECK(options.fresh == 0 || !options.photos.empty(), "--fresh needs --photos");
+  TrainingData out = read_training_data(options, seed);
+  if (options.fresh == 0) return out;
   const data::PhotographFolder photographs =
       data::read_photographs(std::vector<fs::path>(options.photos.begin(), options.photos.end()));
   data::Generator generator(
       data::split_of_dataset(options.data_root, photographs.photographs).train,
       {.size = size, .difficulty = options.difficulty,
        .seed = 0xF4E5 + 31 * static_cast<uint64_t>(seed) + 1009 * static_cast<uint64_t>(stage)});
-  return {data::AnySource(data::Fresh(std::move(generator), options.fresh)), std::move(validating)};
+  out.training = data::AnySource(data::Fresh(std::move(generator), options.fresh));
+  return out;
 }
 
 /// The value of a flag before the flags are parsed, since it changes the defaults of others.

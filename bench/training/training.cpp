@@ -9,6 +9,7 @@
 #include <ATen/ops/tensor.h>
 #include <CLI/CLI.hpp>
 #include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAFunctions.h>
 
 #include <algorithm>
 #include <chrono>
@@ -27,6 +28,7 @@
 #include "examples/model_level_recipe.hpp"
 #include "moecod/train/model_level_task.hpp"
 #include "moecod/train/trainer.hpp"
+#include "moecod/train/uploads.hpp"
 
 namespace {
 
@@ -136,14 +138,28 @@ struct Options {
       nested(&Options::job));
 };
 
-/// Pictures per second of a loader that nobody waits for.
-double loader_speed(const data::AnySource& source, const data::LoaderOptions& options) {
+/// Pictures per second of a loader that nobody waits for, or of its batches on their way to a device, what is left of the
+/// augmentation included; the second of two epochs.
+double loader_speed(const data::AnySource& source, const data::LoaderOptions& options,
+                    std::optional<at::Device> device = std::nullopt) {
   data::Loader<data::AnySource> loader(source, options);
-  const auto begin = std::chrono::steady_clock::now();
-  loader.start(0);
-  int64_t pictures = 0;
-  while (const auto batch = loader.next()) pictures += batch->size;
-  return double(pictures) / std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  double speed = 0;
+  for (int64_t epoch = 0; epoch < 2; ++epoch) {
+    const auto begin = std::chrono::steady_clock::now();
+    loader.start(epoch);
+    if (device) {
+      train::Uploads uploads(loader, *device);
+      while (uploads.next()) {
+      }
+      c10::cuda::device_synchronize();
+    } else {
+      while (loader.next()) {
+      }
+    }
+    speed = double(loader.batches() * options.batch) /
+            std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  }
+  return speed;
 }
 
 int run(Options options) {
@@ -164,12 +180,16 @@ int run(Options options) {
   trainer_options.size = options.side;
   trainer_options.epochs = options.epochs;
   trainer_options.workers = options.workers;
-  const double loader = loader_speed(source, {.batch = options.batch, .height = options.side, .width = options.side, .train = true,
-                                              .augment = data::Augment::preset(trainer_options.augment),
-                                              .workers = options.workers, .rank = job.group->rank(), .world = world});
+  data::LoaderOptions loading{.batch = options.batch, .height = options.side, .width = options.side, .train = true,
+                              .augment = data::Augment::preset(trainer_options.augment), .workers = options.workers,
+                              .rank = job.group->rank(), .world = world};
+  const double augmenting = loader_speed(source, loading);
+  loading.augment_later = true;  // as the trainer has it on a GPU
+  const double loader = loader_speed(source, loading), uploads = loader_speed(source, loading, job.device);
   at::manual_seed(0);
   Camo model(camo_options(model_options));
   model.to(job.device);
+  replay_graphs(model, job.recorder);
   train::Trainer<StepTask> trainer(model, make_stage(3, -1, recipe), trainer_options, job.device, {}, job.group);
   data::Loader<data::AnySource> validation(source, {.batch = 1, .height = 32, .width = 32, .train = false, .workers = 0});
   const auto path = std::filesystem::temp_directory_path() / ("moecod_training_" + std::to_string(getpid()) + ".jsonl");
@@ -186,8 +206,11 @@ int run(Options options) {
                                       {"routing", options.routing},
                                       {"batch", options.batch},
                                       {"side", options.side},
+                                      {"cuda_graphs", options.job.cuda_graphs},
                                       {"workers", options.workers},
                                       {"loader_images_per_second", loader * double(world)},
+                                      {"loader_augmenting_images_per_second", augmenting * double(world)},
+                                      {"uploaded_images_per_second", uploads * double(world)},
                                       {"images_per_second", double(options.batch * world) / seconds},
                                       {"milliseconds_per_step", seconds * 1e3},
                                       {"slowest_over_mean_forward", StepTask::slowest_share},

@@ -318,9 +318,9 @@ TEST(PackedDataset, HoldsThePicturesOfTheGenerator) {
   const Scratch scratch;
   const PhotographSplit split = split_photographs(photographs(), {.seed = 3});
   DatasetOptions options{.train = 3, .validation = 2, .test = 2, .picture = {.size = 64, .seed = 5}, .threads = 2, .progress = {}};
-  write_packed_dataset(scratch / "packed", split, options);
+  EXPECT_TRUE(write_packed_dataset(scratch / "packed", split, options));
   options.threads = 1;
-  write_packed_dataset(scratch / "again", split, options);
+  EXPECT_TRUE(write_packed_dataset(scratch / "again", split, options));
   for (const Split part : {Split::Train, Split::Validation, Split::Test}) {
     const Packed packed(packed_file(scratch / "packed", part)), again(packed_file(scratch / "again", part));
     ASSERT_EQ(packed.size(), part == Split::Train ? 3 : 2);
@@ -331,7 +331,15 @@ TEST(PackedDataset, HoldsThePicturesOfTheGenerator) {
   EXPECT_EQ(test.sample(0, 1).image, made.image);
   EXPECT_EQ(test.sample(0, 1).mask, made.mask);
   EXPECT_EQ(test.sample(0, 1).regime, static_cast<int64_t>(made.regime));
+  // It is there; another is not written over it; and it says what it was made from.
+  EXPECT_FALSE(write_packed_dataset(scratch / "packed", split, options));
+  options.picture.seed = 6;
   EXPECT_THROW(write_packed_dataset(scratch / "packed", split, options), std::runtime_error);
+  EXPECT_THROW(write_dataset(scratch / "packed", split, options), std::runtime_error);
+  const PhotographSplit found = split_of_dataset(scratch / "packed", photographs());
+  ASSERT_EQ(found.train.size(), split.train.size());
+  for (std::size_t i = 0; i < found.train.size(); ++i) EXPECT_EQ(found.train[i].name(), split.train[i].name());
+  EXPECT_FALSE(fs::exists(scratch / "packed.partial"));
 }
 
 std::map<std::string, std::string> files_below(const fs::path& root) {

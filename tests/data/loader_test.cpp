@@ -309,6 +309,8 @@ TEST(Augment, PresetsAreKeyedAndBounded) {
   }
   EXPECT_THROW(Augment::preset("other"), std::invalid_argument);
   EXPECT_THROW(Augment::strong()({Image(4, 4, 3), Image(4, 5, 1), -1, "x"}, Random{1}), std::invalid_argument);
+  const AugmentDraw drawn = Augment::strong().draw({Image(4, 4, 3), Image(4, 4, 1), -1, "x"}, Random{1});
+  EXPECT_THROW(augmented({Image(4, 6, 3), Image(4, 6, 1), -1, "x"}, drawn), std::invalid_argument);
 }
 
 TEST(Augment, Identities) {
@@ -427,6 +429,36 @@ TEST(Loader, ResumesInsideAnEpoch) {
   EXPECT_TRUE(epoch_of(resumed, 4, 5).empty());
   EXPECT_THROW(resumed.start(0, 6), std::invalid_argument);
   EXPECT_THROW(Loader(fresh_pictures(), small_batches(1)).next(), std::logic_error);
+}
+
+TEST(Loader, LeavesTheAugmentationToOthers) {
+  LoaderOptions options = small_batches(0);
+  options.augment = {};
+  Loader plain(fresh_pictures(), options);
+  const auto expected = epoch_of(plain, 1);
+  EXPECT_TRUE(expected[0].draws.empty());
+  for (const int64_t workers : {0, 3}) {
+    options = small_batches(workers);
+    options.augment_later = true;
+    Loader later(fresh_pictures(), options);
+    const auto batches = epoch_of(later, 1);
+    expect_same(expected, batches);
+    for (const Batch& batch : batches) {
+      ASSERT_EQ(batch.draws.size(), 4U);
+      for (std::size_t i = 0; i < 4; ++i) {
+        const Sample sample = later.source().sample(1, batch.indices[i]);
+        const Random random{options.seed, 1, static_cast<uint64_t>(batch.indices[i]), 0xA06};
+        EXPECT_EQ(batch.draws[i], options.augment.draw(sample, random));
+        EXPECT_NE(augmented(sample, batch.draws[i]).image, sample.image);
+      }
+    }
+    // Behind a position as from the start.
+    EXPECT_EQ(epoch_of(later, 1, 3)[0].draws, batches[3].draws);
+  }
+  // In evaluation nothing is augmented.
+  options.train = false;
+  Loader evaluation(fresh_pictures(), options);
+  EXPECT_TRUE(epoch_of(evaluation, 1)[0].draws.empty());
 }
 
 TEST_F(FolderOfPairs, LoaderReplacesBadInTrainingAndLeavesThemOutInEvaluation) {

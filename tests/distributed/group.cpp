@@ -7,8 +7,11 @@
 #include <ATen/ops/randn.h>
 #include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
+#include <torch/nn/modules/conv.h>
 #include <torch/nn/modules/linear.h>
 #include <torch/utils.h>
+
+#include <string>
 
 #include "moecod/core/zero_gradients.hpp"
 #include "moecod/distributed/share.hpp"
@@ -131,6 +134,30 @@ TEST(GradientSync, GivesTheMeanOverRanksWithAccumulationAndIdleParameters) {
       if (theirs.defined()) theirs.zero_();
     }
   }
+}
+
+// The gradient of a depthwise convolution of a channels-last map is made with strides that differ from those of its
+// weight [C, 1, 3, 3] in the dimension of size 1.
+TEST(GradientSync, GradientsLieAsTheirParametersAndNobodyWarns) {
+  struct Heard : c10::WarningHandler {
+    void process(const c10::Warning& warning) override { text += warning.msg(); }
+    std::string text;
+  } heard;
+  torch::nn::Conv2d conv(torch::nn::Conv2dOptions(4, 4, 3).groups(4));
+  conv->to(job().device);
+  {
+    const c10::WarningUtils::WarnAlways always;
+    const c10::WarningUtils::WarningHandlerGuard listen(&heard);
+    const auto sync = job().group->average_gradients(conv->parameters());
+    for (int step = 0; step < 2; ++step) {
+      const at::Tensor map = at::ones({2, 5, 5, 4}, on_device()).permute({0, 3, 1, 2});
+      sync->begin_step();
+      sync->last_backward(conv->forward(map).square().mean()).backward();
+      for (at::Tensor& parameter : conv->parameters()) parameter.mutable_grad().zero_();
+    }
+  }
+  EXPECT_EQ(heard.text.find("strides"), std::string::npos) << heard.text;
+  EXPECT_EQ(conv->weight.grad().strides(), conv->weight.strides());
 }
 
 TEST(GradientSync, AParameterThatBecomesIdleLaterIsAnError) {

@@ -1,4 +1,5 @@
 // The ranks of one job run the same tests in the same order: on CPUs under mpirun, on GPUs under torchrun.
+#include <ATen/Context.h>
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -20,6 +21,9 @@ Job& job() {
 int main(int argc, char** argv) {
   testing::InitGoogleTest(&argc, argv);
   using namespace moecod;
+  // Float32 as it says: what ranks are compared with to 1e-5 would differ by more in TF32, cuDNN's default.
+  at::globalContext().setAllowTF32CuDNN(false);
+  at::globalContext().setAllowTF32CuBLAS(false);
   try {
     const auto ranks = distributed::Ranks::from_environment();
     TORCH_CHECK(ranks, "start this under mpirun or torchrun");

@@ -38,8 +38,8 @@ TEST(Resize, ForwardAndBackwardAreLibTorchs) {
       EXPECT_TRUE(close(y, reference, 1e-12));
       EXPECT_TRUE(close(gradient(y, x), gradient(reference, x), 1e-12));
       // The path of the backward on CUDA: two products with the matrices that make the forward.
-      const at::Tensor rows = layers::detail::bilinear_matrix(h, height, corners, x.options());
-      const at::Tensor columns = layers::detail::bilinear_matrix(w, width, corners, x.options());
+      const at::Tensor rows = layers::detail::bilinear_matrix(h, height, corners).to(x.options());
+      const at::Tensor columns = layers::detail::bilinear_matrix(w, width, corners).to(x.options());
       EXPECT_TRUE(close(rows.matmul(x.detach()).matmul(columns.t()), reference, 1e-12));
       EXPECT_TRUE(close(rows.t().matmul(probe(y).matmul(columns)), gradient(reference, x), 1e-12));
     }
@@ -58,8 +58,8 @@ TEST(Pool, ForwardAndBackwardAreLibTorchs) {
     const at::Tensor average = at::adaptive_avg_pool2d(x, {height, width});
     EXPECT_TRUE(close(layers::average_pool(x, height, width), average, 1e-12));
     EXPECT_TRUE(close(gradient(layers::average_pool(x, height, width), x), gradient(average, x), 1e-12));
-    const at::Tensor rows = layers::detail::average_matrix(h, height, x.options());
-    const at::Tensor columns = layers::detail::average_matrix(w, width, x.options());
+    const at::Tensor rows = layers::detail::average_matrix(h, height).to(x.options());
+    const at::Tensor columns = layers::detail::average_matrix(w, width).to(x.options());
     EXPECT_TRUE(close(rows.matmul(x.detach()).matmul(columns.t()), average, 1e-12));
     const at::Tensor largest = std::get<0>(at::adaptive_max_pool2d(x, {height, width}));
     EXPECT_TRUE(close(layers::max_pool(x, height, width), largest, 0));

@@ -9,6 +9,11 @@
 #include "examples/model_level_recipe.hpp"
 #include "moecod/core/walk.hpp"
 #include "moecod/io/map_image.hpp"
+#ifdef MOECOD_WITH_CUDA
+#include <c10/cuda/CUDAGuard.h>
+
+#include "moecod/cuda/graph_recorder.hpp"
+#endif
 #include "moecod/model/answers.hpp"
 #include "moecod/model/model_level.hpp"
 #include "moecod/moe/balance/switch.hpp"
@@ -17,6 +22,7 @@
 #include "moecod/train/objective.hpp"
 #include "moecod/train/replicas.hpp"
 #include "moecod/train/validate.hpp"
+#include "tests/laws/support.hpp"
 
 namespace {
 
@@ -272,5 +278,53 @@ TEST(MapImage, RoundsProbabilitiesAtTheSizeAsked) {
   ASSERT_EQ(image.width, 3);
   EXPECT_EQ((std::vector<int>(image.pixels.begin(), image.pixels.end())), (std::vector<int>{0, 128, 255, 0, 128, 255}));
 }
+
+#ifdef MOECOD_WITH_CUDA
+/// Losses and weights of training steps whose routing changes, so that experts see other numbers of pictures. In float64,
+/// where nothing but a recording that is wrong could make a difference that one sees.
+TEST(ModelLevelGraphs, TrainAndAnswerAsPlainCalls_CUDA) {
+  MOECOD_SKIP_WITHOUT_CUDA();
+  const auto device = at::TensorOptions(at::Device(at::kCUDA, 0)).dtype(at::kDouble);
+  const c10::cuda::CUDAStreamGuard stream(c10::cuda::getStreamFromPool());
+  std::vector<std::vector<at::Tensor>> results;
+  for (const bool graphed : {false, true}) {
+    at::manual_seed(3);
+    Camo model(camo_options(small()));
+    model.to(device.device(), at::kDouble);
+    if (graphed) replay_graphs(model, std::make_shared<cuda::GraphRecorder>());
+    model.train();
+    const std::vector<at::Tensor> parameters = model.parameters();
+    std::vector<at::Tensor>& out = results.emplace_back();
+    for (int step = 0; step < 12; ++step) {
+      const at::Tensor images = at::randn({4, 3, 64, 96}).to(device);
+      const at::Tensor masks = at::rand({4, 1, 64, 96}).gt(0.8).to(device);
+      const Scene scene = model.look(images);
+      Routing routing = model.mixture->route(scene);
+      const at::Tensor first = at::arange(4, at::kInt).remainder(1 + step % 4).unsqueeze(1);
+      routing = Routing::given(at::cat({first, (first + 1).remainder(4)}, 1).to(device.device()), routing.weights, 4);
+      const auto answer = model.mixture->run(scene, routing);
+      const at::Tensor loss = at::binary_cross_entropy_with_logits(answer.y, masks);
+      loss.backward();
+      out.push_back(loss.detach());
+      const at::NoGradGuard no_grad;
+      for (const at::Tensor& parameter : parameters) {
+        if (!parameter.grad().defined()) continue;
+        parameter.add_(parameter.grad(), -0.01);
+        parameter.mutable_grad().zero_();
+      }
+    }
+    model.eval();
+    const at::NoGradGuard no_grad;
+    at::manual_seed(4);
+    for (int step = 0; step < 4; ++step) out.push_back(model(at::randn({2 + step % 2, 3, 64, 96}).to(device)));
+    for (const at::Tensor& tensor : parameters) out.push_back(tensor.detach());
+    for (const at::Tensor& tensor : model.buffers()) out.push_back(tensor);
+  }
+  ASSERT_EQ(results[0].size(), results[1].size());
+  for (std::size_t i = 0; i < results[0].size(); ++i)
+    EXPECT_LE((results[0][i] - results[1][i]).abs().max().item<double>(),
+              1e-9 * (1 + results[0][i].abs().max().item<double>())) << i;
+}
+#endif
 
 }  // namespace

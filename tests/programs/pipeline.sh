@@ -68,6 +68,11 @@ same routing.json routing_views.json
 "$bin/evaluate" --pred masks --gt data/Test/GT_Object --images data/Test/Image --crf --json scores_images.json > /dev/null
 same scores_crf.json scores_images.json
 ! cmp -s scores.json scores_crf.json || fail "--crf changed nothing"
+# A model that is scored as it is asked gives the figures of its maps, with every stage.
+"$bin/evaluate" --pred masks_views --gt data/Test/GT_Object --json scores_views.json > /dev/null
+"$bin/evaluate" --checkpoint whole/ensemble_best.safetensors --batch-size 5 --tta flip,1.5 --crf --images data/Test/Image \
+  --gt data/Test/GT_Object --json scores_asked.json > /dev/null
+same scores_views.json scores_asked.json
 "$bin/inspect" --checkpoint whole/ensemble_best.safetensors --data-root data --output report \
   --alone alone/expert_0_best.safetensors --alone-expert 0 > inspect.log 2>&1
 for key in expert_3 ensemble dense uniform random_top2 best_pair oracle alone; do
@@ -94,6 +99,20 @@ done
 "$bin/pack_dataset" --data-root data --output packed --size 64 > /dev/null 2>&1
 "${feature[@]/#data/packed}" --checkpoint-dir from_packed > /dev/null 2>&1
 same feature/last_stage2.safetensors from_packed/last_stage2.safetensors
+"$bin/inspect" --checkpoint whole/ensemble_best.safetensors --data-root packed --output report_packed \
+  --alone alone/expert_0_best.safetensors --alone-expert 0 > inspect.log 2>&1
+diff <(sed 's/packed/data/g' report_packed/summary.json) report/summary.json || fail "inspect finds other figures in packed"
+diff -r report/samples report_packed/samples || fail "inspect shows other samples of the packed data set"
+# So it is for pictures made while training, from photographs that are packed themselves.
+made=(--photos packed/train.safetensors --train 8 --validation 4 --test 4 --size 64 --seed 5)
+"$bin/make_dataset" --output made "${made[@]}" > /dev/null
+"$bin/make_dataset" --output made_packed --packed "${made[@]}" > /dev/null
+"$bin/make_dataset" --output made_packed --packed "${made[@]}" | grep -q "already there" || fail "packed again"
+for root in made made_packed; do
+  "${train[@]/#data/$root}" --stage 1 --epochs 1 --fresh 8 --photos packed/train.safetensors \
+    --checkpoint-dir "fresh_$root" > /dev/null 2>&1
+done
+same fresh_made/last_stage1.safetensors fresh_made_packed/last_stage1.safetensors
 "$bin/predict" --checkpoint feature/feature_best.safetensors whole/ensemble_best.safetensors --input data/Test/Image \
   --output masks_both --routing both.json > /dev/null 2>&1
 "$bin/predict" --checkpoint feature/feature_best.safetensors --input data/Test/Image --output masks_feature \
@@ -123,12 +142,17 @@ refuses "scale 1.1 of 64 x 64 comes to 64 x 64" "${predict[@]}" --tta 1.1
 refuses "--crf-iterations requires --crf" "${predict[@]}" --crf-iterations 2
 refuses "--crf-tau: expected a number > 0, got 0" "${predict[@]}" --crf --crf-tau 0
 refuses "--crf reads the images" "$bin/evaluate" --pred masks --gt data/Test/GT_Object --crf
+refuses "what to score is missing" "$bin/evaluate" --gt data/Test/GT_Object
+refuses "--checkpoint reads the images" "$bin/evaluate" --checkpoint whole/ensemble_best.safetensors --gt data/Test/GT_Object
+refuses "--tta requires --checkpoint" "$bin/evaluate" --pred masks --gt data/Test/GT_Object --tta flip
 refuses "no image in data/Train/Image" "$bin/evaluate" --pred masks --gt data/Test/GT_Object --crf --images data/Train/Image
 refuses "missing" "$bin/predict" --checkpoint whole/expert_0_best.safetensors --input data/Test/Image --output m
 refuses "variant compiled is sparse" "${feature[@]}" --no-use-sparse-moe
 refuses "--use-ddp" "${feature[@]}" --use-ddp
-refuses "a packed data set does not say which photographs" "${train[@]/#data/packed}" --stage 1 \
-  --fresh 8 --photos masks
+refuses "is not among those given" "${train[@]/#data/made_packed}" --stage 1 --fresh 8 --photos packed/test.safetensors
+refuses "holds a data set made with another \"image_ending\"" "$bin/make_dataset" --output made_packed "${made[@]}"
+rm -r made_packed/Info
+refuses "not a generated data set" "${train[@]/#data/made_packed}" --stage 1 --fresh 8 --photos packed/train.safetensors
 refuses "no training data found in masks" "$bin/pack_dataset" --data-root masks --output other
 refuses "--moe-num-experts" "${feature[@]}" --moe-num-experts 4
 refuses "had --bias-rate 0.1, this one has 0.5" "${feature[@]}" --checkpoint-dir feature --bias-rate 0.5 \

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "moecod/core/graphed_calls.hpp"
 #include "moecod/core/pyramid.hpp"
 #include "moecod/core/recompute.hpp"
 #include "moecod/moe/kind.hpp"
@@ -33,7 +34,7 @@ at::Tensor run_blocks(const std::vector<std::shared_ptr<Block>>& blocks, at::Ten
 ///
 /// Shapes: images [B, 3, H, W], normalised -> level i [B, dims[i], H / strides[i], W / strides[i]], finest first.
 /// A derived type nests `struct Options` and is constructible from it (backbone::policy in concept.hpp).
-class Backbone : public torch::nn::Module {
+class Backbone : public torch::nn::Module, public Graphed {
  public:
   using policy_kind = kind::backbone;
 
@@ -42,6 +43,13 @@ class Backbone : public torch::nn::Module {
   /// Pixels of the image to one position of each level.
   virtual std::vector<int64_t> strides() const = 0;
   virtual Pyramid forward(const at::Tensor& images) = 0;
+  /// forward, replayed from device graphs where replay_graphs has turned that on and nothing is computed anew:
+  /// what models call.
+  Pyramid operator()(const at::Tensor& images) {
+    if (recompute) return forward(images);
+    return calls_(*this, [this](const at::Tensor& x) { return forward(x); }, images);
+  }
+  void record_with(const std::shared_ptr<GraphRecorder>& recorder) override { calls_.recorder = recorder; }
 
   /// Compute the activations of blocks anew in the backward pass instead of keeping them, where the network can.
   bool recompute = false;
@@ -57,6 +65,9 @@ class Backbone : public torch::nn::Module {
                 "backbone: height and width must be multiples of ", step, ", got ", images.size(2), " x ",
                 images.size(3));
   }
+
+ private:
+  GraphedCalls calls_;
 };
 
 }  // namespace moecod::backbone

@@ -1,25 +1,22 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
-#include <cstddef>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
-#include <vector>
 
 #include "moecod/data/augment_color.hpp"
-#include "moecod/data/augment_geometry.hpp"
+#include "moecod/data/augment_draw.hpp"
 #include "moecod/data/random.hpp"
 #include "moecod/data/sample.hpp"
-#include "moecod/io/image.hpp"
 
 namespace moecod::data {
 
-/// What is done to a training picture and its mask, in the order of the members; all zero does nothing. The mask
-/// moves with the picture and stays 0 or 255.
+/// What may be done to a training picture and its mask, in the order of the members; all zero does nothing. The mask
+/// moves with the picture and stays 0 or 255. `draw` decides for one sample, and what it decides is done by
+/// data::augmented, or by train::augmented on a device.
 struct Augment {
   float flip = 0.0F;          // probability of a mirror image, left to right
   float flip_vertical = 0.0F; // probability of a mirror image, top to bottom
@@ -64,70 +61,58 @@ struct Augment {
     throw std::invalid_argument("Augment: expected none, sinet_v2, zoomnext or strong, got " + std::string(name));
   }
 
-  /// The sample changed as the random stream says; the stream's key is the only state, so key it on
+  /// What is done to this sample: a function of its size and of the random stream's key, so key that on
   /// (seed, epoch, index). Errors: std::invalid_argument if image and mask have different sizes.
-  Sample operator()(Sample sample, Random random) const {
+  AugmentDraw draw(const Sample& sample, Random random) const {
     if (sample.image.height != sample.mask.height || sample.image.width != sample.mask.width ||
         sample.image.channels != 3 || sample.mask.channels != 1) {
       throw std::invalid_argument("Augment: expected an RGB image and a mask of one size for " + sample.name);
     }
-    // Each step draws from its own stream, so switching one off leaves the others as they were.
+    AugmentDraw out{.height = sample.image.height, .width = sample.image.width};
+    // Each group of steps draws from its own stream, so switching one off leaves the others as they were.
     const uint64_t key = random.bits();
-    geometry(sample, key);
-    colors(sample.image, key);
-    if (mask_noise > 0.0F) {
-      Random noise{key, 3};
-      const auto pixels = static_cast<int64_t>(sample.mask.pixels.size());
-      const auto count = static_cast<int64_t>(mask_noise * static_cast<float>(pixels));
-      for (int64_t i = 0; i < count; ++i) {
-        sample.mask.pixels[static_cast<std::size_t>(noise.below(pixels))] = noise.chance(0.5F) ? 255 : 0;
-      }
-    }
-    return sample;
+    draw_geometry(out, Random{key, 1});
+    draw_colors(out, Random{key, 2});
+    out.mask_noise = mask_noise;
+    out.noise_key = key;
+    return out;
+  }
+
+  /// The sample changed as the random stream says. Errors: as draw.
+  Sample operator()(Sample sample, Random random) const {
+    const AugmentDraw drawn = draw(sample, random);
+    return augmented(std::move(sample), drawn);
   }
 
  private:
-  void geometry(Sample& sample, uint64_t key) const {
-    Random draw{key, 1};
-    const bool mirror = draw.chance(flip);
-    const bool upside_down = draw.chance(flip_vertical);
-    const int64_t quarters = draw.below(4);
-    const int64_t cut_y = draw.below(crop + 1);
-    const int64_t cut_x = draw.below(crop + 1);
-    const bool turn = draw.chance(rotate);
-    const float angle = draw.uniform(-degrees, degrees);
-    for (Image* image : {&sample.image, &sample.mask}) {
-      if (mirror) *image = mirrored(*image);
-      if (upside_down) *image = flipped(*image);
-      if (quarter_turns) {
-        for (int64_t i = 0; i < quarters; ++i) *image = quarter_turned(*image);
-      }
-      const int64_t height = std::max<int64_t>(image->height - cut_y, (image->height + 1) / 2);
-      const int64_t width = std::max<int64_t>(image->width - cut_x, (image->width + 1) / 2);
-      if (height != image->height || width != image->width) *image = centre_cropped(*image, height, width);
-      if (turn) *image = rotated(*image, angle, replicate);
-    }
-    if (turn) sample.mask = binarize(std::move(sample.mask));
+  // Numbers are drawn also for what is switched off: the others stay as they were.
+
+  void draw_geometry(AugmentDraw& out, Random random) const {
+    out.flip = random.chance(flip);
+    out.flip_vertical = random.chance(flip_vertical);
+    const int64_t quarters = random.below(4);
+    out.quarter_turns = quarter_turns ? quarters : 0;
+    const int64_t cut_y = random.below(crop + 1);
+    const int64_t cut_x = random.below(crop + 1);
+    const int64_t height = out.turned_height(), width = out.turned_width();
+    out.kept_height = std::max<int64_t>(height - cut_y, (height + 1) / 2);
+    out.kept_width = std::max<int64_t>(width - cut_x, (width + 1) / 2);
+    out.rotate = random.chance(rotate);
+    out.degrees = random.uniform(-degrees, degrees);
+    out.replicate = replicate;
   }
 
-  void colors(Image& image, uint64_t key) const {
-    Random draw{key, 2};
-    const auto factor = [&draw](float range) { return 1.0F + range * draw.uniform(-1.0F, 1.0F); };
-    const float by_brightness = factor(brightness);
-    const float by_contrast = factor(contrast);
-    const float by_saturation = factor(saturation);
-    const float by_sharpness = sharpness * draw.uniform();
-    const float hue_by = hue_shift * draw.uniform(-1.0F, 1.0F);
-    const float saturation_by = saturation_shift * draw.uniform(-1.0F, 1.0F);
-    const float value_by = value_shift * draw.uniform(-1.0F, 1.0F);
-    if (brightness > 0.0F) adjust_brightness(image, by_brightness);
-    if (contrast > 0.0F) adjust_contrast(image, by_contrast);
-    if (saturation > 0.0F) adjust_saturation(image, by_saturation);
-    if (sharpness > 0.0F) adjust_sharpness(image, by_sharpness);
-    if (hue_shift > 0.0F || saturation_shift > 0.0F || value_shift > 0.0F) {
-      shift_hsv(image, hue_by, saturation_by, value_by);
-    }
-    if (mix_channels > 0.0F) data::mix_channels(image, mix_channels, draw);
+  void draw_colors(AugmentDraw& out, Random random) const {
+    const auto factor = [&random](float range) { return 1.0F + range * random.uniform(-1.0F, 1.0F); };
+    out.brightness = factor(brightness);
+    out.contrast = factor(contrast);
+    out.saturation = factor(saturation);
+    const float sharper = sharpness * random.uniform();
+    if (sharpness > 0.0F) out.sharpness = sharper;
+    out.hue_shift = hue_shift * random.uniform(-1.0F, 1.0F);
+    out.saturation_shift = saturation_shift * random.uniform(-1.0F, 1.0F);
+    out.value_shift = value_shift * random.uniform(-1.0F, 1.0F);
+    if (mix_channels > 0.0F) out.colors = random_colors(mix_channels, random);
   }
 };
 

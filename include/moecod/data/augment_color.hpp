@@ -95,21 +95,29 @@ inline void shift_hsv(Image& image, float hue, float saturation, float value) {
   }
 }
 
-/// Multiplies the colours by (1 - share) P + share R: R a random matrix with rows that sum to 1, P the identity or,
-/// half of the time, a random order of the channels.
-inline void mix_channels(Image& image, float share, Random& random) {
+/// What the colours of a pixel are multiplied by: a row for each of red, green and blue.
+using ColorMatrix = std::array<std::array<float, 3>, 3>;
+inline constexpr ColorMatrix identity_colors{{{1.0F, 0.0F, 0.0F}, {0.0F, 1.0F, 0.0F}, {0.0F, 0.0F, 1.0F}}};
+
+/// (1 - share) P + share R: R a random matrix with rows that sum to 1, P the identity or, half of the time, a random
+/// order of the channels.
+inline ColorMatrix random_colors(float share, Random& random) {
   std::array<std::size_t, 3> order{0, 1, 2};
   if (random.chance(0.5F)) {
     std::swap(order[0], order[static_cast<std::size_t>(random.below(3))]);
     std::swap(order[1], order[1 + static_cast<std::size_t>(random.below(2))]);
   }
-  std::array<std::array<float, 3>, 3> matrix{};
+  ColorMatrix matrix{};
   for (std::size_t row = 0; row < 3; ++row) {
     float sum = 0.0F;
     for (float& weight : matrix[row]) sum += weight = random.uniform(0.05F, 1.0F);
     for (float& weight : matrix[row]) weight *= share / sum;
     matrix[row][order[row]] += 1.0F - share;
   }
+  return matrix;
+}
+
+inline void mix_channels(Image& image, const ColorMatrix& matrix) {
   for (std::size_t i = 0; i + 2 < image.pixels.size(); i += 3) {
     const std::array<float, 3> in{static_cast<float>(image.pixels[i]), static_cast<float>(image.pixels[i + 1]),
                                   static_cast<float>(image.pixels[i + 2])};

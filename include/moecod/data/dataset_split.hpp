@@ -17,9 +17,9 @@
 
 namespace moecod::data {
 
-/// The split of photographs that a data set of `write_dataset` was made with, read from its Info/regimes.json: what a
-/// trainer that makes fresh pictures needs, so that none is made from a validation or test photograph. Photographs
-/// that the data set does not know are left out.
+/// The split of photographs that a data set of `write_dataset` or `write_packed_dataset` was made with, read from its
+/// Info/regimes.json: what a trainer that makes fresh pictures needs, so that none is made from a validation or test
+/// photograph. Photographs that the data set does not know are left out.
 /// Errors: std::runtime_error if the file is missing or broken, or if a photograph that the data set names is not
 /// among those given or has other pixels.
 inline PhotographSplit split_of_dataset(const std::filesystem::path& root, const std::vector<Photograph>& photographs) {

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "moecod/data/augment.hpp"
+#include "moecod/data/augment_draw.hpp"
 #include "moecod/data/random.hpp"
 #include "moecod/data/sample.hpp"
 #include "moecod/data/sampler.hpp"
@@ -33,6 +34,7 @@ struct Batch {
   std::vector<int64_t> indices;     // [B], of the source
   std::vector<std::string> names;   // [B]
   std::vector<Image> full_masks;    // [B], masks at their own size, when asked for (evaluation is done on them)
+  std::vector<AugmentDraw> draws;   // [B], what is left to be done to images and masks; empty: nothing
   int64_t epoch = 0;
   int64_t position = 0;        // of this batch in the epoch, 0, 1, ...
 };
@@ -55,6 +57,7 @@ struct LoaderOptions {
   int64_t width = 96;
   bool train = true;             // shuffled, augmented, full batches; else in order, every sample once
   Augment augment{};             // in training
+  bool augment_later = false;    // only draw it and leave the rest to train::to_device
   int64_t workers = 2;           // threads; 0 makes each batch inside next()
   int64_t ahead = 0;             // batches made before they are asked for; 0: two more than workers, so that all have work
   bool full_masks = false;       // also keep the masks at their own size
@@ -201,7 +204,12 @@ class Loader {
           Sample sample = source_.sample(epoch_, index);
           if (options_.train) {
             const Random random{options_.seed, static_cast<uint64_t>(epoch_), static_cast<uint64_t>(index), 0xA06};
-            sample = options_.augment(std::move(sample), random);
+            const AugmentDraw drawn = options_.augment.draw(sample, random);
+            if (options_.augment_later) {
+              batch.draws.push_back(drawn);
+            } else {
+              sample = augmented(std::move(sample), drawn);
+            }
           }
           append(batch, sample, index);
           if (options_.full_masks) batch.full_masks.push_back(std::move(sample.mask));

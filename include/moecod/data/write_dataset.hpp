@@ -112,6 +112,21 @@ inline bool dataset_exists(const std::filesystem::path& folder, const nlohmann::
   return true;
 }
 
+/// The folder's path in full and without a slash at its end, so that a name beside it can be made of it.
+inline std::filesystem::path dataset_folder(const std::filesystem::path& output) {
+  const std::filesystem::path folder = std::filesystem::absolute(output).lexically_normal();
+  return folder.has_filename() ? folder : folder.parent_path();
+}
+
+/// Writes the labels into a data set that is complete but for them, and gives it its name.
+inline void finish_dataset(const std::filesystem::path& partial, const nlohmann::json& labels,
+                           const std::filesystem::path& folder) {
+  std::filesystem::create_directories(partial / "Info");
+  io::write_atomically(partial / "Info" / "regimes.json", labels.dump(1) + "\n");
+  if (std::filesystem::exists(folder)) std::filesystem::remove(folder);  // it was empty
+  std::filesystem::rename(partial, folder);
+}
+
 }  // namespace detail
 
 /// Writes a generated data set in COD10K's layout:
@@ -131,8 +146,7 @@ inline bool dataset_exists(const std::filesystem::path& folder, const nlohmann::
 inline bool write_dataset(const std::filesystem::path& output, const PhotographSplit& split,
                           const DatasetOptions& options) {
   namespace fs = std::filesystem;
-  fs::path folder = fs::absolute(output).lexically_normal();
-  if (!folder.has_filename()) folder = folder.parent_path();  // it ended in a slash
+  const fs::path folder = detail::dataset_folder(output);
   if (options.train < 0 || options.validation < 0 || options.test < 0 || options.threads <= 0) {
     throw std::invalid_argument("write_dataset: expected train, validation, test >= 0 and threads > 0");
   }
@@ -219,9 +233,7 @@ inline bool write_dataset(const std::filesystem::path& output, const PhotographS
     }
     io::write_atomically(partial / "Info" / part.list, list);
   }
-  io::write_atomically(partial / "Info" / "regimes.json", labels.dump(1) + "\n");
-  if (fs::exists(folder)) fs::remove(folder);  // it was empty
-  fs::rename(partial, folder);
+  detail::finish_dataset(partial, labels, folder);
   return true;
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
@@ -46,6 +47,10 @@ class ReducerSync final : public GradientSync {
  public:
   ReducerSync(const c10::intrusive_ptr<c10d::ProcessGroup>& group, std::vector<at::Tensor> parameters)
       : parameters_(std::move(parameters)) {
+    // What is there is added to in place. A gradient that autograd makes anew may have other strides than its parameter
+    // where a size is 1 (a depthwise convolution of a channels-last map), of which the Reducer warns.
+    for (const at::Tensor& parameter : parameters_)
+      if (!parameter.grad().defined()) parameter.mutable_grad() = at::zeros_like(parameter);
     const std::vector<size_t> limits{c10d::kDefaultFirstBucketBytes, c10d::kDefaultBucketBytesCap};
     auto [buckets, sizes] = c10d::compute_bucket_assignment_by_size(parameters_, limits);
     // Gradients are ready in about the reverse of the order of the parameters.

@@ -9,20 +9,20 @@
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include "moecod/layers/resize.hpp"
+#include "moecod/layers/size_matrix.hpp"
 
 namespace moecod::layers {
 
 namespace detail {
 
 /// Row i averages the samples floor(i in/out) to ceil((i+1) in/out).
-inline at::Tensor average_matrix(int64_t in, int64_t out, const at::TensorOptions& options) {
+inline at::Tensor average_matrix(int64_t in, int64_t out, bool /*variant*/ = false) {
   at::Tensor matrix = at::zeros({out, in}, at::kDouble);
   for (int64_t i = 0; i < out; ++i) {
     const int64_t begin = i * in / out, end = ((i + 1) * in + out - 1) / out;
     matrix.select(0, i).slice(0, begin, end).fill_(1.0 / double(end - begin));
   }
-  return upload(matrix, options);
+  return matrix;
 }
 
 /// The windows of adaptive pooling overlap, so LibTorch's CUDA backward adds with atomics; products do not.
@@ -35,8 +35,10 @@ struct AveragePoolFunction : torch::autograd::Function<AveragePoolFunction> {
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  torch::autograd::variable_list grads) {
     const at::Tensor& g = grads[0];
-    const at::Tensor rows = average_matrix(ctx->saved_data["height"].toInt(), g.size(2), g.options());
-    const at::Tensor columns = average_matrix(ctx->saved_data["width"].toInt(), g.size(3), g.options());
+    const auto matrix = [&](const char* side, int64_t out) {
+      return size_matrix(average_matrix, ctx->saved_data[side].toInt(), out, false, g.options());
+    };
+    const at::Tensor rows = matrix("height", g.size(2)), columns = matrix("width", g.size(3));
     return {at::matmul(rows.t(), at::matmul(g, columns)), {}, {}};
   }
 };
@@ -64,7 +66,7 @@ struct MaxPoolFunction : torch::autograd::Function<MaxPoolFunction> {
 }  // namespace detail
 
 /// Adaptive average pooling to height x width with a deterministic backward.
-/// Shapes: x [B, C, H, W] -> [B, C, height, width]. Synchronises: never.
+/// Shapes: x [B, C, H, W] -> [B, C, height, width]. Synchronises: on CUDA in the first backward pass of a pair of sizes only.
 inline at::Tensor average_pool(const at::Tensor& x, int64_t height, int64_t width) {
   return detail::AveragePoolFunction::apply(x, height, width);
 }

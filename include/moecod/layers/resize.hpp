@@ -10,19 +10,14 @@
 #include <array>
 #include <cmath>
 
+#include "moecod/layers/size_matrix.hpp"
+
 namespace moecod::layers {
 
 namespace detail {
 
-/// A small matrix made on the host, on the device asked for. From pinned memory, so that the copy takes its place in the
-/// stream and nobody waits for the device.
-inline at::Tensor upload(const at::Tensor& matrix, const at::TensorOptions& options) {
-  if (!options.device().is_cuda()) return matrix.to(options);
-  return matrix.to(options.dtype()).pin_memory().to(options.device(), /*non_blocking=*/true);
-}
-
 /// Row i holds the weights with which bilinear interpolation makes sample i of `out` from `in` samples.
-inline at::Tensor bilinear_matrix(int64_t in, int64_t out, bool align_corners, const at::TensorOptions& options) {
+inline at::Tensor bilinear_matrix(int64_t in, int64_t out, bool align_corners) {
   at::Tensor matrix = at::zeros({out, in}, at::kDouble);
   auto m = matrix.accessor<double, 2>();
   for (int64_t i = 0; i < out; ++i) {
@@ -34,7 +29,7 @@ inline at::Tensor bilinear_matrix(int64_t in, int64_t out, bool align_corners, c
     m[i][low] += 1.0 - t;
     m[i][high] += t;
   }
-  return upload(matrix, options);
+  return matrix;
 }
 
 /// LibTorch's backward of this operation adds with atomics on CUDA, in an order that changes from run to run; two
@@ -56,8 +51,8 @@ struct ResizeFunction : torch::autograd::Function<ResizeFunction> {
     if (g.is_cpu()) {
       out = at::upsample_bilinear2d_backward(g, {g.size(2), g.size(3)}, sizes, align_corners);
     } else {
-      const at::Tensor rows = bilinear_matrix(sizes[2], g.size(2), align_corners, g.options());
-      const at::Tensor columns = bilinear_matrix(sizes[3], g.size(3), align_corners, g.options());
+      const at::Tensor rows = size_matrix(bilinear_matrix, sizes[2], g.size(2), align_corners, g.options());
+      const at::Tensor columns = size_matrix(bilinear_matrix, sizes[3], g.size(3), align_corners, g.options());
       out = at::matmul(rows.t(), at::matmul(g, columns));
     }
     return {out, {}, {}, {}};
@@ -68,8 +63,8 @@ struct ResizeFunction : torch::autograd::Function<ResizeFunction> {
 
 /// Bilinear resampling of feature maps, with a backward whose result does not depend on the order of additions.
 ///
-/// Shapes: x [B, C, H, W] -> [B, C, height, width]. Synchronises: on CUDA the backward uploads two small matrices,
-/// which does not wait for the device's work.
+/// Shapes: x [B, C, H, W] -> [B, C, height, width]. Synchronises: on CUDA in the first backward pass of a pair of
+/// sizes only (size_matrix.hpp).
 inline at::Tensor resize(const at::Tensor& x, int64_t height, int64_t width, bool align_corners = false) {
   if (x.size(2) == height && x.size(3) == width) return x;
   return detail::ResizeFunction::apply(x, height, width, align_corners);

@@ -86,7 +86,7 @@ class FeatureLevel : public torch::nn::Module {
 
   /// For training: maps, decisions, auxiliary loss.
   output_type forward(const at::Tensor& images) {
-    const Pyramid levels = backbone->forward(images);
+    const Pyramid levels = (*backbone)(images);
     output_type out;
     Pyramid mixed;
     for (std::size_t i = 0; i < levels.size(); ++i) {

@@ -49,11 +49,11 @@ class ModelLevel : public torch::nn::Module {
     options.mixture.recompute |= options.recompute;
     backbone->recompute = options.recompute;
     mixture = register_module("mixture", std::make_shared<MixturePolicy>(options.mixture));
-    encode_ = [encoder = backbone.get()](const at::Tensor& images) { return encoder->forward(images); };
+    encode_ = [encoder = backbone.get()](const at::Tensor& images) { return (*encoder)(images); };
   }
 
   /// The images with the features of the shared backbone. `encode` points into this model.
-  Scene look(const at::Tensor& images) { return {images, backbone->forward(images), &encode_}; }
+  Scene look(const at::Tensor& images) { return {images, (*backbone)(images), &encode_}; }
 
   /// For training: everything that the mixture returns.
   auto forward(const at::Tensor& images) { return mixture->forward(look(images)); }

@@ -4,6 +4,7 @@
 #include <memory>
 #include <utility>
 
+#include "moecod/core/graphed_calls.hpp"
 #include "moecod/moe/balance/state.hpp"
 #include "moecod/moe/concepts.hpp"
 #include "moecod/moe/dispatch/execute.hpp"
@@ -43,7 +44,7 @@ struct MixtureOutput : std::conditional_t<HasLoss, detail::WithAuxiliaryLoss, de
 /// Synchronises: as its dispatcher does. Errors: illegal combinations of policies are compile errors that name the
 /// requirement; c10::Error when a given routing does not fit the rows.
 template <class Router, class Experts, class Select, class Balance, class Dispatch>
-class Mixture : public torch::nn::Module {
+class Mixture : public torch::nn::Module, public Graphed {
   static_assert(names_kind<Router, kind::router> && has_options<Router>,
                 "moecod: Router (concept moecod::names_kind, moecod::has_options): needs `using policy_kind = "
                 "kind::router` and a default-constructible `struct Options`");
@@ -133,7 +134,7 @@ class Mixture : public torch::nn::Module {
     static_assert(routes<Router, X>,
                   "moecod: Router (concept moecod::routes): needs `at::Tensor forward(const X&)` for the input given to "
                   "the mixture, returning logits [N, E]");
-    at::Tensor logits = router->forward(x);
+    at::Tensor logits = router_calls_(*router, [this](const X& in) { return router->forward(in); }, x);
     TORCH_CHECK(logits.dim() == 2 && logits.size(1) == num_experts, "Mixture: the router must return logits [N, ",
                 num_experts, "], got ", logits.sizes());
     if (logits.scalar_type() != at::kDouble) logits = logits.to(at::kFloat);
@@ -193,7 +194,11 @@ class Mixture : public torch::nn::Module {
   std::shared_ptr<Experts> experts;
   std::shared_ptr<Balance> balance;
 
+  void record_with(const std::shared_ptr<GraphRecorder>& recorder) override { router_calls_.recorder = recorder; }
+
  private:
+  GraphedCalls router_calls_;
+
   static void check_rows(const Routing& routing, int64_t rows) {
     TORCH_CHECK(routing.rows() == rows, "Mixture: the routing is for ", routing.rows(), " rows, the input has ", rows);
   }

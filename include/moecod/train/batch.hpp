@@ -1,14 +1,15 @@
 #pragma once
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/empty.h>
 
 #include <array>
-#include <cstring>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "moecod/data/loader.hpp"
+#include "moecod/train/augment.hpp"
+#include "moecod/train/upload.hpp"
 
 namespace moecod::train {
 
@@ -25,29 +26,22 @@ struct DeviceBatch {
   std::vector<Image> full_masks;
 };
 
-/// Moves a batch to a device as bytes, through pinned memory for CUDA, and makes floats of it there, on the current
-/// stream. Synchronises: never.
+/// Moves a batch to a device as bytes, through pinned memory for CUDA, does there what the loader has left to be done
+/// (train/augment.hpp), and makes the floats of it; on the current stream. Synchronises: never.
 inline DeviceBatch to_device(data::Batch&& batch, at::Device device) {
-  const auto upload = [&](const std::vector<uint8_t>& bytes, at::IntArrayRef shape) {
-    const at::Tensor host = at::empty(shape, at::TensorOptions(at::kByte).pinned_memory(device.is_cuda()));
-    TORCH_CHECK(std::size_t(host.numel()) == bytes.size(), "to_device: a batch of shape ", shape, " has ", bytes.size(),
-                " bytes");
-    std::memcpy(host.mutable_data_ptr(), bytes.data(), bytes.size());
-    return host.to(device, /*non_blocking=*/true);
-  };
   const int64_t b = batch.size, h = batch.height, w = batch.width;
-  std::array<float, 3> scale{}, shift{};
-  for (std::size_t c = 0; c < 3; ++c) {
-    scale[c] = 1.0F / (255.0F * kImageNetDeviation[c]);
-    shift[c] = kImageNetMean[c] / kImageNetDeviation[c];
+  at::Tensor images = upload(batch.images, {b, h, w, 3}, device)
+                          .permute({0, 3, 1, 2})
+                          .to(at::kFloat, /*non_blocking=*/false, /*copy=*/false, at::MemoryFormat::Contiguous);
+  at::Tensor masks = upload(batch.masks, {b, 1, h, w}, device);
+  if (!batch.draws.empty()) std::tie(images, masks) = augmented(images, masks.to(at::kFloat), batch.draws);
+  for (int64_t c = 0; c < 3; ++c) {
+    const auto i = static_cast<std::size_t>(c);
+    images.select(1, c).mul_(1.0F / (255.0F * kImageNetDeviation[i])).sub_(kImageNetMean[i] / kImageNetDeviation[i]);
   }
-  const at::Tensor bytes = upload(batch.images, {b, h, w, 3});
-  const at::Tensor images = bytes.new_empty({b, 3, h, w}, at::TensorOptions(at::kFloat));
-  for (int64_t c = 0; c < 3; ++c)
-    images.select(1, c).copy_(bytes.select(3, c)).mul_(scale[std::size_t(c)]).sub_(shift[std::size_t(c)]);
   DeviceBatch out;
   out.images = images;
-  out.masks = upload(batch.masks, {b, 1, h, w}).ge(128).to(at::kFloat);
+  out.masks = masks.ge(128).to(at::kFloat);
   out.regimes = std::move(batch.regimes);
   out.indices = std::move(batch.indices);
   out.names = std::move(batch.names);

@@ -58,8 +58,9 @@ struct EpochResult {
 ///
 /// Each optimizer step: micro-batches with their backward passes; the balancing policies' counts are committed (zeroed
 /// where the step is skipped); gradients are checked, clipped, applied. On CUDA a step reads three numbers of the step
-/// before back, its loss, whether it was skipped, and whether to stop, and so waits for that step. A run that is resumed
-/// continues bitwise on the CPU. After SIGTERM it saves behind the next step, also inside an epoch, and ends with Stopped.
+/// before back, its loss, whether it was skipped, and whether to stop, and so waits for that step. Pictures are augmented
+/// there (train/augment.hpp); for the CPU the loader does it. A run that is resumed continues bitwise on the CPU. After
+/// SIGTERM it saves behind the next step, also inside an epoch, and ends with Stopped.
 ///
 /// With a group of several ranks each trains on its own share of every epoch, `batch_size` pictures a micro-batch each: the
 /// model starts as rank 0's, gradients are averaged while the last micro-batch's backward pass runs, and the balancing
@@ -133,7 +134,8 @@ class Trainer {
       const int64_t size = options_.small_size > 0 && epoch_ < options_.epochs / 2 ? options_.small_size : options_.size;
       data::Loader<data::AnySource> loader(
           training, {.batch = options_.batch_size, .height = size, .width = size, .train = true,
-                     .augment = data::Augment::preset(options_.augment), .workers = options_.workers,
+                     .augment = data::Augment::preset(options_.augment), .augment_later = device_.is_cuda(),
+                     .workers = options_.workers,
                      .rank = group_->rank(), .world = group_->world(),
                      .seed = static_cast<uint64_t>(options_.seed) + 7919 * static_cast<uint64_t>(stage_.number)});
       loader.start(epoch_, begin_ * options_.accumulation_steps);

@@ -14,9 +14,10 @@ namespace moecod::train {
 
 /// A loader's batches on a device, each uploaded while the one before it is worked on.
 ///
-/// On CUDA a thread takes the next batch from the loader and uploads it on a stream of its own, and next() makes the
-/// current stream wait for that, not the host; elsewhere next() does all of it. The loader, which must have been started,
-/// is not for others to use meanwhile. Synchronises: never. Errors: what the loader throws.
+/// On CUDA a thread takes the next batch from the loader, uploads it and does what is left of its augmentation, on a
+/// stream of its own, and next() makes the current stream wait for that, not the host; elsewhere next() does all of it.
+/// The loader, which must have been started, is not for others to use meanwhile. Synchronises: never.
+/// Errors: what the loader throws.
 template <data::source Source>
 class Uploads {
  public:

@@ -51,8 +51,9 @@ class Distinct : public torch::nn::Module, public experts::Execution {
   auto visit(const X& x, F&& f) {
     int64_t e = 0;
     auto one = [&]<class Expert>(const std::shared_ptr<Expert>& expert) {
-      return f(e++, experts::input_of(*expert, x),
-               [&](const auto& in) { return experts::run(*expert, in, recompute); });
+      const int64_t index = e++;
+      return f(index, experts::input_of(*expert, x),
+               [&, index](const auto& in) { return experts::run(*expert, in, *this, index); });
     };
     return boost::hana::unpack(experts_, [&](const auto&... expert) { return parts<X>{one(expert)...}; });
   }

@@ -68,7 +68,7 @@ class Replicated : public torch::nn::Module, public experts::Execution {
     std::vector<parts<X>> out;
     for (int64_t e = 0; e < N; ++e)
       out.push_back(f(e, experts::input_of(*experts_[e], x),
-                      [&](const auto& in) { return experts::run(*experts_[e], in, recompute); }));
+                      [&](const auto& in) { return experts::run(*experts_[e], in, *this, e); }));
     return out;
   }
 
@@ -139,7 +139,7 @@ class Replicated<Expert, N> : public torch::nn::Module, public experts::Spread, 
     std::vector<parts<X>> out;
     for (int64_t e = 0; e < held_; ++e)
       out.push_back(f(e, experts::input_of(*stack_, x),
-                      [&](const auto& in) { return experts::run(*stack_, in, recompute, Group::one(e)); }));
+                      [&](const auto& in) { return experts::run(*stack_, in, *this, e, Group::one(e)); }));
     return out;
   }
 
@@ -151,7 +151,7 @@ class Replicated<Expert, N> : public torch::nn::Module, public experts::Spread, 
   /// Runs the experts held here together on rows sorted by expert; offsets [their number + 1] int32.
   template <class X>
   auto run_sorted(const X& sorted, const at::Tensor& offsets) {
-    return experts::run(*stack_, sorted, recompute, Group::sorted(offsets));
+    return experts::run(*stack_, sorted, *this, 0, Group::sorted(offsets));
   }
 
   template <class X>
