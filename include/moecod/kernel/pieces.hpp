@@ -12,6 +12,16 @@ struct Piece {
   int64_t count = 0;           ///< pieces of the expert
 };
 
+/// Pieces of so many items. Division of 64 bits is slow on a GPU, and there is one an expert.
+#ifdef __CUDACC__
+__host__ __device__
+#endif
+    inline int64_t
+    pieces_in(int64_t items, int64_t size) {
+  const int64_t last = items + size - 1;
+  return last < int64_t(1) << 32 ? static_cast<uint32_t>(last) / static_cast<uint32_t>(size) : last / size;
+}
+
 /// Piece `index`: experts in their order, each cut every `size` items from its first. One thread's work, O(E).
 #ifdef __CUDACC__
 __host__ __device__
@@ -21,7 +31,7 @@ __host__ __device__
   Piece piece;
   int64_t first = 0, begin = each * offsets[0];
   for (int e = 0; e < experts; ++e) {
-    const int64_t end = each * offsets[e + 1], count = (end - begin + size - 1) / size;
+    const int64_t end = each * offsets[e + 1], count = pieces_in(end - begin, size);
     if (index < first + count) {
       const int64_t from = begin + (index - first) * size;
       piece.expert = e;
@@ -49,7 +59,7 @@ __host__ __device__
     piece.begin = each * offsets[e];
     piece.end = each * offsets[e + 1];
     piece.first += piece.count;
-    piece.count = (piece.end - piece.begin + size - 1) / size;
+    piece.count = pieces_in(piece.end - piece.begin, size);
   }
   return piece;
 }

@@ -19,10 +19,12 @@
 
 namespace moecod {
 
-/// Assignments per expert: experts [N, S] int32 (-1: unused) -> [E] int64. Deterministic; does not synchronise.
+/// Assignments per expert: experts [N, S] int32 (-1: unused) -> [E] int64. Deterministic, since sums of integers do not
+/// depend on their order; does not synchronise.
 inline at::Tensor count_assignments(const at::Tensor& experts, int64_t num_experts) {
-  const at::Tensor index = at::arange(num_experts, experts.options());
-  return experts.reshape({-1, 1}).eq(index).sum(0);
+  const at::Tensor index = experts.reshape({-1}).to(at::kLong);
+  const at::Tensor used = index.ge(0).to(at::kLong);
+  return at::zeros({num_experts}, used.options()).scatter_add(0, index.clamp_min(0), used);
 }
 
 /// Who gets which row, and how much each answer counts.
