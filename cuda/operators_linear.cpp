@@ -247,20 +247,28 @@ Tensor swiglu_by_torch(const Tensor& x, const Tensor& weight, const Tensor& offs
   return layers::activate(call<operators::GroupedLinear>(x, weight, std::nullopt, offsets, "none"), Activation::swiglu);
 }
 
+/// Widest input for which the activation goes into the product's epilogue. Above, the hidden layer costs little beside
+/// the product, for which at::_grouped_mm is faster (docs/performance.md).
+constexpr int64_t widest_fused = 1024;
+
 Tensor swiglu_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
   check_swiglu(x, weight, offsets);
   const c10::cuda::CUDAGuard device(x.device());
+  if (!kernel_takes(takes(x, weight) && weight.size(1) % 16 == 0)) return swiglu_by_torch(x, weight, offsets);
+  const int64_t hidden = weight.size(1) / 2;
   // A linear layer is a convolution of images of one position.
   const kernel::ConvShape shape{.height = 1,
                                 .width = 1,
                                 .in = static_cast<int>(weight.size(2)),
                                 .out = static_cast<int>(weight.size(1))};
-  if (!kernel_takes(x.scalar_type() == at::kBFloat16 && weight.size(1) % 16 == 0 && x.numel() > 0 && conv_takes(shape)))
-    return swiglu_by_torch(x, weight, offsets);
+  if (weight.size(2) > widest_fused || !conv_takes(shape)) {
+    const Tensor h = linear_by_kernel(x, weight, std::nullopt, offsets, "none");
+    return activated(flat(h), Activation::swiglu, hidden).view_symint(with_width(x, hidden));
+  }
   Tensor at = offsets.contiguous();
   const kernel::Groups rows = groups(x, at);
   if (rows.each > 1) at = at * rows.each;
-  const Tensor in = flat(x), w = weight.contiguous(), a = at::empty({in.size(0), weight.size(1) / 2}, x.options());
+  const Tensor in = flat(x), w = weight.contiguous(), a = at::empty({in.size(0), hidden}, x.options());
   C10_CUDA_CHECK(conv({.groups = {.offsets = at.const_data_ptr<int32_t>(), .experts = rows.experts, .rows = in.size(0)},
                        .shape = shape,
                        .gated = true,
@@ -268,7 +276,7 @@ Tensor swiglu_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& off
                        .weight = w.const_data_ptr(),
                        .y = a.mutable_data_ptr()},
                       stream()));
-  return a.view_symint(with_width(x, weight.sym_size(1) / 2));
+  return a.view_symint(with_width(x, hidden));
 }
 
 Tensor swiglu_shapes(const Tensor& x, const Tensor& weight, const Tensor& offsets) {

@@ -143,7 +143,7 @@ TEST(GroupedSwiGlu, EqualsFloat64_CUDA) {
   using Case = std::tuple<std::vector<int64_t>, int64_t, int64_t, int64_t>;
   for (const auto& [rows, in, hidden, middle] : std::vector<Case>{
            {{37, 0, 1, 300, 64, 0}, 64, 128, 0}, {{130, 127, 0}, 320, 1280, 0}, {{5, 0, 9}, 24, 40, 7},
-           {{1000}, 8, 8, 0}, {std::vector<int64_t>(128, 3), 128, 200, 0}}) {
+           {{1000}, 8, 8, 0}, {std::vector<int64_t>(128, 3), 128, 200, 0}, {{70, 0, 5}, 1536, 64, 3}}) {
     const auto experts = static_cast<int64_t>(rows.size());
     int64_t all = 0;
     for (int64_t n : rows) all += n;
