@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include "moecod/expert/swiglu.hpp"
 #include "moecod/layers/conv_norm.hpp"
 #include "moecod/layers/linear.hpp"
 #include "moecod/layers/norm.hpp"
@@ -112,6 +113,29 @@ TEST(LinearAndLayerNorm, EqualLibTorchs) {
 
 at::Tensor state_of(const layers::BatchNorm2d<>& norm) {
   return at::cat({norm.running_mean, norm.running_var, norm.num_batches_tracked.view({1}).to(at::kDouble)});
+}
+
+TEST(Linear, ActivatesItsInputFirst) {
+  layers::Linear<> layer(4, 6);
+  layer.to(at::kDouble);
+  const at::Tensor x = normal({3, 5, 8}, 40), first = x.slice(-1, 0, 4), second = x.slice(-1, 4);
+  EXPECT_TRUE(close(layer.forward(first, {}, layers::Activation::gelu), layer.forward(at::gelu(first)), 1e-12));
+  EXPECT_TRUE(close(layer.forward(x, {}, layers::Activation::swiglu),
+                    layer.forward(first * at::sigmoid(first) * second), 1e-12));
+  const at::Tensor h = layer.forward(first), g = h.slice(-1, 0, 3);
+  EXPECT_TRUE(close(layer.forward_swiglu(first), g * at::sigmoid(g) * h.slice(-1, 3), 1e-12));
+  EXPECT_THROW(layers::activation_named("relu"), c10::Error);
+}
+
+TEST(SwiGlu, IsItsFormulaWithAndWithoutGradients) {
+  expert::SwiGlu<> expert({.channels = 4, .hidden = 3});
+  expert.to(at::kDouble);
+  const at::Tensor x = normal({7, 4}, 41), up = expert.named_parameters()["up.weight"];
+  const at::Tensor g = x.matmul(up.slice(0, 0, 3).t()), u = x.matmul(up.slice(0, 3).t());
+  const at::Tensor y = (g * at::sigmoid(g) * u).matmul(expert.named_parameters()["down.weight"].t());
+  EXPECT_TRUE(close(expert.forward(x), y, 1e-12));
+  const torch::NoGradGuard no_grad;
+  EXPECT_TRUE(close(expert.forward(x), y, 1e-12));
 }
 
 TEST(BatchNorm, EqualsLibTorchsInTrainingAndEvaluation) {

@@ -12,6 +12,7 @@
 #include "moecod/moe/experts/distinct.hpp"
 #include "moecod/moe/monitor.hpp"
 #include "moecod/moe/router/global_pool.hpp"
+#include "moecod/expert/swiglu.hpp"
 #include "moecod/moe/router/position.hpp"
 #include "moecod/moe/select/expert_choice.hpp"
 #include "moecod/moe/select/top_k.hpp"
@@ -24,7 +25,7 @@ namespace moecod::laws {
 using Dispatchers = ::testing::Types<dispatch::Sequential, dispatch::Batched, dispatch::Grouped, dispatch::Masked>;
 INSTANTIATE_TYPED_TEST_SUITE_P(Moecod, DispatchLaws, Dispatchers);
 
-using Experts = ::testing::Types<expert::Conv<>, expert::Mlp<>, PlainConv>;
+using Experts = ::testing::Types<expert::Conv<>, expert::Mlp<>, expert::SwiGlu<>, PlainConv>;
 INSTANTIATE_TYPED_TEST_SUITE_P(Moecod, ExpertLaws, Experts);
 
 }  // namespace moecod::laws
