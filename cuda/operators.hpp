@@ -3,6 +3,7 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include <atomic>
+#include <cstdint>
 #include <optional>
 
 #include "moecod/core/operators.hpp"
@@ -19,6 +20,9 @@ inline bool kernel_takes(bool takes) {
 }
 
 inline cudaStream_t stream() { return c10::cuda::getCurrentCUDAStream(); }
+
+/// Whether kernels can read the tensor in vectors of 16 bytes.
+inline bool aligned(const at::Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0; }
 
 template <class Operator, class... Arguments>
 auto call(const Arguments&... arguments) {

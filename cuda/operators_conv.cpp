@@ -123,8 +123,8 @@ kernel::Groups groups(const Tensor& images, const Tensor& offsets) {
           .each = images.size(2) * images.size(3)};
 }
 
-bool takes(const Tensor& x, const kernel::ConvShape& shape) {
-  return x.scalar_type() == at::kBFloat16 && x.numel() > 0 && conv_takes(shape);
+bool takes(const Tensor& x, const Tensor& weight, const kernel::ConvShape& shape) {
+  return x.scalar_type() == at::kBFloat16 && x.numel() > 0 && aligned(x) && aligned(weight) && conv_takes(shape);
 }
 
 /// [E, out, kh, kw, in], contiguous.
@@ -135,7 +135,7 @@ Pair conv_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offsets
   check_conv(x, weight, offsets, padding, dilation);
   const c10::cuda::CUDAGuard device(x.device());
   const kernel::ConvShape shape = shape_of(x, weight, padding, dilation);
-  if (!kernel_takes(takes(x, shape))) return conv_by_torch(x, weight, offsets, padding, dilation, moments);
+  if (!kernel_takes(takes(x, weight, shape))) return conv_by_torch(x, weight, offsets, padding, dilation, moments);
   const Tensor in = x.contiguous(channels_last), w = taps_first(weight), at = offsets.contiguous();
   const Tensor y = at::empty({x.size(0), shape.out, shape.out_height(), shape.out_width()},
                              x.options().memory_format(channels_last));
@@ -156,7 +156,7 @@ Pair conv_backward_by_kernel(const Tensor& grad, const Tensor& x, const Tensor& 
                              IntArrayRef padding, IntArrayRef dilation, Needed needed) {
   const c10::cuda::CUDAGuard device(x.device());
   const kernel::ConvShape shape = shape_of(x, weight, padding, dilation);
-  if (!kernel_takes(takes(x, shape) && grad.scalar_type() == x.scalar_type()))
+  if (!kernel_takes(takes(x, weight, shape) && grad.scalar_type() == x.scalar_type() && aligned(grad)))
     return conv_backward_by_torch(grad, x, weight, offsets, padding, dilation, needed);
   const Tensor g = grad.contiguous(channels_last), in = x.contiguous(channels_last), at = offsets.contiguous();
   const kernel::Groups images = groups(g, at);
@@ -313,7 +313,7 @@ Gradients norm_backward_by_torch(const Tensor& grad, const Tensor& x, const Tens
 
 bool norm_takes(const Tensor& x, const Tensor& running_mean) {
   return x.scalar_type() == at::kBFloat16 && running_mean.scalar_type() == at::kFloat && x.size(1) % 8 == 0 &&
-         x.numel() > 0;
+         x.numel() > 0 && aligned(x);
 }
 
 Tensor floats(const Tensor& t) { return t.to(at::kFloat).contiguous(); }
@@ -365,7 +365,7 @@ Pair norm_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& bias, T
 Gradients norm_backward_by_kernel(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& bias,
                                   const Tensor& used, const Tensor& offsets, bool batch_statistics, bool relu) {
   const c10::cuda::CUDAGuard device(x.device());
-  if (!kernel_takes(norm_takes(x, used) && grad.scalar_type() == x.scalar_type()))
+  if (!kernel_takes(norm_takes(x, used) && grad.scalar_type() == x.scalar_type() && aligned(grad)))
     return norm_backward_by_torch(grad, x, weight, bias, used, offsets, batch_statistics, relu);
   const Tensor g = grad.contiguous(channels_last), in = x.contiguous(channels_last), at = offsets.contiguous();
   const Tensor w = floats(weight), b = floats(bias);

@@ -127,7 +127,7 @@ Gradients linear_backward_by_torch(const Tensor& grad, const Tensor& x, const Te
 bool takes(const Tensor& x, const Tensor& weight) {
   const int major = at::cuda::getCurrentDeviceProperties()->major;
   return x.scalar_type() == at::kBFloat16 && (major == 9 || major == 10) && weight.size(1) % 8 == 0 &&
-         weight.size(2) % 8 == 0 && weight.size(0) < 1024 && x.numel() > 0;
+         weight.size(2) % 8 == 0 && weight.size(0) < 1024 && x.numel() > 0 && aligned(x) && aligned(weight);
 }
 
 kernel::Groups groups(const Tensor& x, const Tensor& offsets) {
@@ -184,7 +184,7 @@ Tensor linear_by_kernel(const Tensor& x, const Tensor& weight, const optional<Te
 Gradients linear_backward_by_kernel(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& offsets,
                                     std::string_view activation, Needed needed) {
   const c10::cuda::CUDAGuard device(x.device());
-  if (!kernel_takes(takes(x, weight) && grad.scalar_type() == x.scalar_type()))
+  if (!kernel_takes(takes(x, weight) && grad.scalar_type() == x.scalar_type() && aligned(grad)))
     return linear_backward_by_torch(grad, x, weight, offsets, activation, needed);
   const Activation before = layers::activation_named(activation);
   const Tensor at = offsets.contiguous(), w = weight.contiguous(), g = flat(grad), h = flat(x);
