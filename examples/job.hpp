@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <cstdio>
 #include <iostream>
 #include <memory>
 #include <optional>
@@ -96,6 +97,12 @@ inline std::string error_prefix(const std::string& program) {
   } catch (const std::exception&) {  // is what the error is about
   }
   return program + ": ";
+}
+
+/// Writes "PROGRAM: rank 1: ..." and an end of line to standard error, in one piece: other ranks write there too.
+inline void report_error(const std::string& program, const std::string& what) {
+  const std::string line = error_prefix(program) + what + '\n';
+  std::fwrite(line.data(), 1, line.size(), stderr);
 }
 
 }  // namespace moecod::examples

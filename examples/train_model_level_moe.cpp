@@ -198,12 +198,12 @@ int main(int argc, char** argv) {
   try {
     return run(program, model, recipe, trainer);
   } catch (const train::Stopped& stopped) {
-    std::cerr << error_prefix("train_model_level_moe") << stopped.what() << "; go on with --resume-from\n";
+    report_error("train_model_level_moe", std::string(stopped.what()) + "; go on with --resume-from");
     return train::stopped_exit_status;
   } catch (const c10::Error& error) {
-    std::cerr << error_prefix("train_model_level_moe") << error.what_without_backtrace() << '\n';
+    report_error("train_model_level_moe", error.what_without_backtrace());
   } catch (const std::exception& error) {
-    std::cerr << error_prefix("train_model_level_moe") << error.what() << '\n';
+    report_error("train_model_level_moe", error.what());
   }
   return 1;
 }

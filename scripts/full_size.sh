@@ -53,7 +53,7 @@ step "data set" "$bin/make_dataset" --packed --output "$out/data" --photos "${ph
   --train 2400 --validation 200 --test 400 --size 448 --difficulty 0.05 --seed "$seed"
 training=(--data-root "$out/data" --device cuda --seed "$seed" --checkpoint-dir "$out/checkpoints" --img-size 448
           --small-size 224 --batch-size 12 --beta2 0.98)
-step "stage 1, the experts" "$bin/train_model_level_moe" --stage 1 "${training[@]}" --epochs 10 --lr 5e-4
+step "stage 1, the experts" "$bin/train_model_level_moe" --stage 1 "${training[@]}" --epochs 8 --lr 5e-4
 step "stage 2, the router" "$bin/train_model_level_moe" --stage 2 "${training[@]}" --epochs 2 --lr 1e-3 \
   --router-warmup-epochs 0 --load-experts-from "$out/checkpoints/expert_all_best.safetensors"
 step "stage 3, everything" "$bin/train_model_level_moe" --stage 3 "${training[@]}" --epochs 2 --lr 1e-4 \

@@ -129,9 +129,9 @@ int main() {
   try {
     return run();
   } catch (const c10::Error& error) {
-    std::cerr << error_prefix("bench_ranks") << error.what_without_backtrace() << '\n';
+    report_error("bench_ranks", error.what_without_backtrace());
   } catch (const std::exception& error) {
-    std::cerr << error_prefix("bench_ranks") << error.what() << '\n';
+    report_error("bench_ranks", error.what());
   }
   return 1;
 }

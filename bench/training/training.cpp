@@ -230,9 +230,9 @@ int main(int argc, char** argv) {
   try {
     return run(options);
   } catch (const c10::Error& error) {
-    std::cerr << error_prefix("bench_training") << error.what_without_backtrace() << '\n';
+    report_error("bench_training", error.what_without_backtrace());
   } catch (const std::exception& error) {
-    std::cerr << error_prefix("bench_training") << error.what() << '\n';
+    report_error("bench_training", error.what());
   }
   return 1;
 }
