@@ -65,8 +65,10 @@ struct CamoOptions {
              "compute activations anew in the backward pass instead of keeping them"));
 };
 
-inline Camo::Options camo_options(const CamoOptions& o) {
-  Camo::Options out;
+/// The options of that model, or of one that differs from it in the policies of its mixture.
+template <class Model = Camo>
+typename Model::Options camo_options(const CamoOptions& o) {
+  typename Model::Options out;
   out.backbone.name = o.backbone;
   auto& [sinet, pranet, zoomnet, ujsc] = out.mixture.experts.each;
   sinet.width = o.sinet_width;

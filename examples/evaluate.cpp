@@ -260,6 +260,10 @@ DataSet pair_up(std::string name, const fs::path& prediction_folder, const fs::p
   const auto predictions = with_predictions ? masks_in(prediction_folder) : std::map<std::string, fs::path>();
   const bool with_images = options.reads_images();
   const fs::path images_folder = with_images ? image_folder(options.images, data.name) : fs::path();
+  if (with_images && fs::equivalent(images_folder, truth_folder)) {
+    throw std::runtime_error("--images: " + images_folder.string() +
+                             " holds the ground truths themselves; give the folder of their images, and theirs with --gt");
+  }
   const auto images = with_images ? masks_in(images_folder) : decltype(predictions){};
   for (const auto& [stem, truth] : masks_in(truth_folder)) {
     const auto prediction = predictions.find(stem);

@@ -76,7 +76,7 @@ inline std::vector<FeatureStage> feature_stages(const std::string& backbone, con
   return out;
 }
 
-/// Settings to start from: the guide's ("full"), or those that train in minutes on two cores ("demo").
+/// Settings to start from: the full recipe's ("full"), or those that train in minutes on two cores ("demo").
 inline void apply_recipe_preset(const std::string& preset, train::TrainerOptions& trainer, FeatureRecipe& recipe) {
   trainer.epochs = 200;
   trainer.learning_rate = 2.5e-4;

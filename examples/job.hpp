@@ -20,6 +20,7 @@
 #include "moecod/core/options.hpp"
 #include "moecod/distributed/open.hpp"
 #include "moecod/train/checkpoint.hpp"
+#include "moecod/train/trainer_options.hpp"
 #ifdef MOECOD_WITH_CUDA
 #include "moecod/cuda/graph_recorder.hpp"
 #endif
@@ -79,6 +80,13 @@ inline Job open_job(const JobOptions& options) {
   if (cuda) job.device = at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(ranks->local_rank));
   if (!job.writes()) std::cout.setstate(std::ios_base::failbit);
   return on_stream(std::move(job), options);
+}
+
+/// The job's recorder, or none, which is said, where passes wait for other ranks or run in several threads.
+inline std::shared_ptr<GraphRecorder> recorder_for(const Job& job, const train::TrainerOptions& options) {
+  if (!job.recorder || (!options.sync_bn && options.replicas == 1)) return job.recorder;
+  std::cout << "no CUDA graphs with " << (options.sync_bn ? "--sync-bn" : "--replicas") << std::endl;
+  return nullptr;
 }
 
 /// The checkpoint under a stem, read by rank 0 first: reading finishes a save that was cut off.

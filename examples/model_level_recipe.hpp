@@ -1,5 +1,5 @@
 #pragma once
-// The three stages of the model level as data, and their settings at the guide's and at the demo's size.
+// The three stages of the model level as data, and their settings at full size and at the demo's.
 
 #include <array>
 #include <string>
@@ -29,7 +29,7 @@ struct RecipeOptions {
       nested(&RecipeOptions::objective));
 };
 
-/// Settings of a stage: the guide's ("full"), or those that train in minutes on two cores ("demo").
+/// Settings of a stage: full size ("full"), or those that train in minutes on two cores ("demo").
 inline void apply_preset(const std::string& preset, int64_t stage, CamoOptions& model, train::TrainerOptions& trainer,
                          RecipeOptions& recipe) {
   train::Objective& objective = recipe.objective;

@@ -41,25 +41,6 @@ struct ProgramOptions {
       nested(&ProgramOptions::data));
 };
 
-constexpr const char* recipe_key = "moecod.recipe";
-
-/// What of recipe and data changes the figures of a run.
-nlohmann::ordered_json recipe_json(const FeatureRecipe& recipe, const DataOptions& data) {
-  nlohmann::ordered_json json = train::options_to_json(recipe);
-  json["fresh"] = data.fresh;
-  json["difficulty"] = data.difficulty;
-  json["validation-share"] = data.validation_share;
-  return json;
-}
-
-/// Errors: std::runtime_error if the run to continue had other options.
-void check_recorded(const io::Metadata& about, const char* key, const nlohmann::ordered_json& mine,
-                    const std::vector<std::string>& except) {
-  const auto found = about.find(key);
-  train::check_same(found == about.end() ? nlohmann::ordered_json() : nlohmann::ordered_json::parse(found->second), mine,
-                    except, "--resume-from: the run to continue");
-}
-
 int run(const ProgramOptions& program, const FeatureModelOptions& options, const FeatureRecipe& recipe,
         const train::TrainerOptions& trainer) {
   TORCH_CHECK(trainer.size % 32 == 0 && trainer.small_size % 32 == 0,
@@ -87,7 +68,7 @@ int run(const ProgramOptions& program, const FeatureModelOptions& options, const
                 ", these flags make ", stages.size(), " stages");
   }
   model.to(job.device);
-  if (!trainer_options.sync_bn && trainer_options.replicas == 1) replay_graphs(model, job.recorder);
+  replay_graphs(model, recorder_for(job, trainer));
   FeatureRun run{.folder = program.checkpoint_dir, .data = program.data, .job = job,
                  .warmup_epochs = program.warmup_epochs,
                  .about = {{"format", "pt"},

@@ -139,10 +139,12 @@ int run(const ProgramOptions& program, const CamoOptions& model_options, const R
   std::optional<train::Checkpoint> resumed;
   if (!program.resume_from.empty()) {
     resumed = load_checkpoint(job, program.resume_from);
+    check_recorded(resumed->about, model_key, train::options_to_json(model_options), {"gradient-checkpointing"});
+    check_recorded(resumed->about, recipe_key, recipe_json(recipe, program.data), {});
     io::load_state(model, resumed->weights);
   }
   model.to(job.device);
-  if (!trainer_options.sync_bn && trainer_options.replicas == 1) replay_graphs(model, job.recorder);
+  replay_graphs(model, recorder_for(job, trainer_options));
   train::Trainer<train::ModelLevelTask<Camo>> trainer(
       model, make_stage(program.stage, program.expert_id, recipe), trainer_options, job.device,
       [&] { return std::make_unique<Camo>(camo_options(model_options)); }, job.group);
@@ -170,6 +172,7 @@ int run(const ProgramOptions& program, const CamoOptions& model_options, const R
                                      .progress = trainer.progress()};
         checkpoint.about[model_key] = train::options_to_json(model_options).dump();
         checkpoint.about[variant_key] = variant<Camo>();
+        checkpoint.about[recipe_key] = recipe_json(recipe, program.data).dump();
         checkpoint.about[size_key] = std::to_string(trainer_options.size);
         checkpoint.about[backbone_key] = backbone_id(checkpoint.weights);
         checkpoint.progress["best"] = best.scores_;

@@ -16,6 +16,8 @@
 #include "moecod/data/hold_out.hpp"
 #include "moecod/data/open_source.hpp"
 #include "moecod/data/photograph_folder.hpp"
+#include "moecod/io/safetensors.hpp"
+#include "moecod/train/flags.hpp"
 
 namespace moecod::examples {
 
@@ -71,6 +73,27 @@ inline TrainingData open_training_data(const DataOptions& options, int64_t size,
        .seed = 0xF4E5 + 31 * static_cast<uint64_t>(seed) + 1009 * static_cast<uint64_t>(stage)});
   out.training = data::AnySource(data::Fresh(std::move(generator), options.fresh));
   return out;
+}
+
+/// The key under which a checkpoint to be resumed records how its run trains.
+inline constexpr const char* recipe_key = "moecod.recipe";
+
+/// What of recipe and data changes the figures of a run.
+template <class Recipe>
+nlohmann::ordered_json recipe_json(const Recipe& recipe, const DataOptions& data) {
+  nlohmann::ordered_json json = train::options_to_json(recipe);
+  json["fresh"] = data.fresh;
+  json["difficulty"] = data.difficulty;
+  json["validation-share"] = data.validation_share;
+  return json;
+}
+
+/// Errors: std::runtime_error if the run to continue had other options, but for `except`.
+inline void check_recorded(const io::Metadata& about, const char* key, const nlohmann::ordered_json& mine,
+                           const std::vector<std::string>& except) {
+  const auto found = about.find(key);
+  train::check_same(found == about.end() ? nlohmann::ordered_json() : nlohmann::ordered_json::parse(found->second), mine,
+                    except, "--resume-from: the run to continue");
 }
 
 /// The value of a flag before the flags are parsed, since it changes the defaults of others.

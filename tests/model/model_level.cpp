@@ -17,6 +17,7 @@
 #include "moecod/model/answers.hpp"
 #include "moecod/model/model_level.hpp"
 #include "moecod/moe/balance/switch.hpp"
+#include "moecod/moe/dispatch/concurrent.hpp"
 #include "moecod/moe/swap.hpp"
 #include "moecod/train/batch.hpp"
 #include "moecod/train/objective.hpp"
@@ -280,16 +281,25 @@ TEST(MapImage, RoundsProbabilitiesAtTheSizeAsked) {
 }
 
 #ifdef MOECOD_WITH_CUDA
-/// Losses and weights of training steps whose routing changes, so that experts see other numbers of pictures. In float64,
-/// where nothing but a recording that is wrong could make a difference that one sees.
-TEST(ModelLevelGraphs, TrainAndAnswerAsPlainCalls_CUDA) {
+template <class Dispatch>
+using Dispatched =
+    ModelLevel<backbone::Any, Mixture<Camo::mixture_type::router_type, Camo::mixture_type::experts_type,
+                                      Camo::mixture_type::select_type, Camo::mixture_type::balance_type, Dispatch>>;
+
+template <class Model>
+struct ModelLevelGraphs : ::testing::Test {};
+TYPED_TEST_SUITE(ModelLevelGraphs, (::testing::Types<Camo, Dispatched<dispatch::Concurrent>>));
+
+/// Losses and weights of training steps whose routing changes, so that experts see other numbers of pictures, beside
+/// those of plain calls one after the other. In float64, where nothing but a mistake could make a difference that one sees.
+TYPED_TEST(ModelLevelGraphs, TrainAndAnswerAsPlainCalls_CUDA) {
   MOECOD_SKIP_WITHOUT_CUDA();
   const auto device = at::TensorOptions(at::Device(at::kCUDA, 0)).dtype(at::kDouble);
   const c10::cuda::CUDAStreamGuard stream(c10::cuda::getStreamFromPool());
   std::vector<std::vector<at::Tensor>> results;
-  for (const bool graphed : {false, true}) {
+  const auto run = [&]<class Model>(std::type_identity<Model>, bool graphed) {
     at::manual_seed(3);
-    Camo model(camo_options(small()));
+    Model model(camo_options<Model>(small()));
     model.to(device.device(), at::kDouble);
     if (graphed) replay_graphs(model, std::make_shared<cuda::GraphRecorder>());
     model.train();
@@ -319,7 +329,9 @@ TEST(ModelLevelGraphs, TrainAndAnswerAsPlainCalls_CUDA) {
     for (int step = 0; step < 4; ++step) out.push_back(model(at::randn({2 + step % 2, 3, 64, 96}).to(device)));
     for (const at::Tensor& tensor : parameters) out.push_back(tensor.detach());
     for (const at::Tensor& tensor : model.buffers()) out.push_back(tensor);
-  }
+  };
+  run(std::type_identity<Camo>(), false);
+  run(std::type_identity<TypeParam>(), true);
   ASSERT_EQ(results[0].size(), results[1].size());
   for (std::size_t i = 0; i < results[0].size(); ++i)
     EXPECT_LE((results[0][i] - results[1][i]).abs().max().item<double>(),

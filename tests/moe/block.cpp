@@ -7,6 +7,7 @@
 #include "moecod/moe/balance/loss_free.hpp"
 #include "moecod/moe/balance/none.hpp"
 #include "moecod/moe/balance/switch.hpp"
+#include "moecod/moe/dispatch/concurrent.hpp"
 #include "moecod/moe/dispatch/grouped.hpp"
 #include "moecod/moe/dispatch/masked.hpp"
 #include "moecod/moe/experts/distinct.hpp"
@@ -22,7 +23,8 @@
 
 namespace moecod::laws {
 
-using Dispatchers = ::testing::Types<dispatch::Sequential, dispatch::Batched, dispatch::Grouped, dispatch::Masked>;
+using Dispatchers = ::testing::Types<dispatch::Sequential, dispatch::Batched, dispatch::Grouped, dispatch::Masked,
+                                     dispatch::Concurrent>;
 INSTANTIATE_TYPED_TEST_SUITE_P(Moecod, DispatchLaws, Dispatchers);
 
 using Experts = ::testing::Types<expert::Conv<>, expert::Mlp<>, expert::SwiGlu<>, PlainConv>;

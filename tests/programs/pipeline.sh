@@ -144,6 +144,8 @@ refuses "--crf-tau: expected a number > 0, got 0" "${predict[@]}" --crf --crf-ta
 refuses "--crf reads the images" "$bin/evaluate" --pred masks --gt data/Test/GT_Object --crf
 refuses "what to score is missing" "$bin/evaluate" --gt data/Test/GT_Object
 refuses "--checkpoint reads the images" "$bin/evaluate" --checkpoint whole/ensemble_best.safetensors --gt data/Test/GT_Object
+refuses "holds the ground truths themselves" "$bin/evaluate" --checkpoint whole/ensemble_best.safetensors \
+  --gt data/Test --images data/Test
 refuses "--tta requires --checkpoint" "$bin/evaluate" --pred masks --gt data/Test/GT_Object --tta flip
 refuses "no image in data/Train/Image" "$bin/evaluate" --pred masks --gt data/Test/GT_Object --crf --images data/Train/Image
 refuses "missing" "$bin/predict" --checkpoint whole/expert_0_best.safetensors --input data/Test/Image --output m

@@ -212,7 +212,7 @@ class GraphedCalls {
       }
     } catch (const c10::Error& error) {
       TORCH_CHECK(false, "a device graph could not be recorded: ", error.what_without_backtrace(),
-                  " (code that reads results back from the device cannot be; leave the recorder out for it)");
+                  " (code that reads results back from the device cannot be; the trainers' --no-cuda-graphs makes plain calls)");
     }
     call->roots.clear();
     return made;

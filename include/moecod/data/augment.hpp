@@ -85,7 +85,9 @@ struct Augment {
   }
 
  private:
-  // Numbers are drawn also for what is switched off: the others stay as they were.
+  // Numbers are drawn also for what is switched off: the others stay as they were. A stream is a number beside the key: 1
+  // and 2 here, 3 noise_of's. A new step gets a stream of its own, a member of AugmentDraw, and is done twice: by augmented
+  // (augment_draw.hpp) and by train::augmented, which tests/train/augment.cpp compares.
 
   void draw_geometry(AugmentDraw& out, Random random) const {
     out.flip = random.chance(flip);

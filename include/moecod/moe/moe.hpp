@@ -12,6 +12,7 @@
 #include "moecod/moe/balance/sum.hpp"
 #include "moecod/moe/balance/switch.hpp"
 #include "moecod/moe/dispatch/batched.hpp"
+#include "moecod/moe/dispatch/concurrent.hpp"
 #include "moecod/moe/dispatch/expert_parallel.hpp"
 #include "moecod/moe/dispatch/grouped.hpp"
 #include "moecod/moe/dispatch/masked.hpp"

@@ -58,7 +58,8 @@ void attach_idle(const Experts& experts, Parts& parts) {
 
 }  // namespace detail
 
-/// Runs each expert by `run(run one expert, its gathered rows)` and combines the primary outputs.
+/// Runs each expert by `run(run one expert, its gathered rows)` and combines the primary outputs, behind `run.join()`
+/// if there is such a thing.
 ///
 /// Synchronises: reads the E + 1 offsets back once.
 template <class Experts, class X, class Run>
@@ -76,6 +77,7 @@ auto execute(Experts& experts, const X& x, const Routing& routing, Run&& run) {
       part.output = run(run_expert, gather(input, plan, bounds[e], bounds[e + 1]));
     return part;
   });
+  if constexpr (requires { run.join(); }) run.join();
   detail::attach_idle(experts, parts);
   std::vector<at::Tensor> primary;
   detail::for_each_part(parts, [&](auto& part) {
