@@ -5,9 +5,11 @@
 
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <future>
 #include <iostream>
 #include <map>
 #include <random>
@@ -82,48 +84,60 @@ double iou_at_half(const Image& prediction, const Image& truth) {
   return any > 0 ? double(both) / double(any) : 0;
 }
 
-/// Scores one map and keeps the score under `name`; returns the picture's IoU.
-double score(Results& results, const std::string& name, const Image& prediction, const Image& truth) {
-  const metric::ImageStatistics image({prediction.pixels.data(), truth.pixels.data(), truth.height, truth.width});
-  Way& way = results.ways[name];
-  way.evaluator.add(image);
-  way.iou.push_back(iou_at_half(prediction, truth));
-  return way.iou.back();
+/// Scores each way's answers for a batch, the ways side by side: answers of a way [H, W] logits, a picture each.
+void score(Results& results, const std::map<std::string, std::vector<at::Tensor>>& ways, const std::vector<Image>& truths) {
+  std::vector<std::future<void>> scoring;
+  for (const auto& [name, answers] : ways) {
+    Way& way = results.ways[name];
+    scoring.push_back(std::async(std::launch::async, [&way, &answers, &truths] {
+      for (std::size_t i = 0; i < truths.size(); ++i) {
+        const Image& truth = truths[i];
+        const Image map = io::map_image(answers[i], truth.height, truth.width);
+        way.evaluator.add(metric::ImageStatistics({map.pixels.data(), truth.pixels.data(), truth.height, truth.width}));
+        way.iou.push_back(iou_at_half(map, truth));
+      }
+    }));
+  }
+  for (std::future<void>& way : scoring) way.get();
 }
 
 void look_at_batch(Camo& model, Camo* alone, int64_t alone_expert, data::Batch&& raw, at::Device device,
                    std::mt19937_64& random, Results& results) {
   const train::DeviceBatch batch = train::to_device(std::move(raw), device);
   const Answers answers = ask_all(model, batch.images);
-  std::map<std::string, at::Tensor> ways;
+  std::map<std::string, std::vector<at::Tensor>> ways;
+  const auto add = [&](const std::string& name, const at::Tensor& logits) { ways[name] = logits.select(1, 0).unbind(); };
+  const auto expert = [](int64_t e) { return "expert_" + std::to_string(e); };
   std::vector<int64_t> everyone;
   for (int64_t e = 0; e < E; ++e) {
-    ways["expert_" + std::to_string(e)] = answers.experts[std::size_t(e)];
+    add(expert(e), answers.experts[std::size_t(e)]);
     everyone.push_back(e);
   }
-  ways["ensemble"] = answers.routed();
-  ways["dense"] = answers.gated();
-  ways["uniform"] = answers.mean(everyone);
-  for (const auto& pair : all_pairs()) ways[pair_name(pair)] = answers.mean(pair);
-  if (alone != nullptr) ways["alone"] = ask_all(*alone, batch.images).experts[std::size_t(alone_expert)];
-
+  add("ensemble", answers.routed());
+  add("dense", answers.gated());
+  add("uniform", answers.mean(everyone));
   const auto pairs = all_pairs();
+  for (const auto& pair : pairs) add(pair_name(pair), answers.mean(pair));
+  if (alone != nullptr) add("alone", ask_all(*alone, batch.images).experts[std::size_t(alone_expert)]);
+  for (std::size_t i = 0; i < batch.names.size(); ++i)
+    ways["random_top2"].push_back(ways.at(pair_name(pairs[random() % pairs.size()]))[i]);
+  const std::size_t before = results.pictures.size();
+  score(results, ways, batch.full_masks);
+  std::vector<at::Tensor> best;
+  for (std::size_t i = 0; i < batch.names.size(); ++i) {
+    const auto iou = [&](int64_t e) { return results.ways.at(expert(e)).iou[before + i]; };
+    const int64_t oracle = *std::max_element(everyone.begin(), everyone.end(),
+                                             [&](int64_t a, int64_t b) { return iou(a) < iou(b); });
+    best.push_back(ways.at(expert(oracle))[i]);
+  }
+  score(results, {{"oracle", best}}, batch.full_masks);
+
   const at::Tensor chosen = answers.routing.experts.to(at::kCPU), weights = answers.routing.weights.to(at::kCPU);
   for (std::size_t i = 0; i < batch.names.size(); ++i) {
     const Image& truth = batch.full_masks[i];
-    const auto image_of = [&](const std::string& name) {
-      return io::map_image(ways.at(name)[int64_t(i)][0], truth.height, truth.width);
-    };
-    std::string oracle;
-    double best = -1;
-    for (const auto& [name, logits] : ways) {
-      const double iou = score(results, name, image_of(name), truth);
-      if (name.starts_with("expert_") && iou > best) best = iou, oracle = name;
-    }
-    score(results, "oracle", image_of(oracle), truth);
-    score(results, "random_top2", image_of(pair_name(pairs[random() % pairs.size()])), truth);
-    Picture picture{batch.names[i], batch.indices[i], batch.regimes[i], truth, image_of("ensemble"), {}, {},
-                    results.ways.at("ensemble").iou.back()};
+    Picture picture{batch.names[i], batch.indices[i], batch.regimes[i], truth,
+                    io::map_image(ways.at("ensemble")[i], truth.height, truth.width), {}, {},
+                    results.ways.at("ensemble").iou[before + i]};
     for (int64_t k = 0; k < chosen.size(1); ++k) {
       picture.experts.push_back(chosen[int64_t(i)][k].item<int64_t>());
       picture.weights.push_back(weights[int64_t(i)][k].item<double>());

@@ -119,7 +119,6 @@ int run(const ProgramOptions& program, const CamoOptions& model_options, const R
         std::min(1.0, double(program.router_warmup_epochs) / double(trainer_options.epochs));
   const TrainingData sources =
       open_training_data(program.data, trainer_options.size, trainer_options.seed, program.stage);
-  fs::create_directories(program.checkpoint_dir);
 
   at::manual_seed(static_cast<uint64_t>(trainer_options.seed));
   Camo model(camo_options(model_options));
@@ -139,8 +138,6 @@ int run(const ProgramOptions& program, const CamoOptions& model_options, const R
   std::optional<train::Checkpoint> resumed;
   if (!program.resume_from.empty()) {
     resumed = load_checkpoint(job, program.resume_from);
-    check_recorded(resumed->about, model_key, train::options_to_json(model_options), {"gradient-checkpointing"});
-    check_recorded(resumed->about, recipe_key, recipe_json(recipe, program.data), {});
     io::load_state(model, resumed->weights);
   }
   model.to(job.device);
@@ -151,7 +148,11 @@ int run(const ProgramOptions& program, const CamoOptions& model_options, const R
   Best best(job.writes(), program.checkpoint_dir, model, model_options, program.stage, trainer_options.size);
   if (resumed) {
     trainer.load_state(*resumed);
-    best.scores_ = resumed->progress.at("best");
+    check_recorded(resumed->about, model_key, train::options_to_json(model_options), {"gradient-checkpointing"});
+    check_recorded(resumed->about, recipe_key, recipe_json(recipe, program.data), {});
+    // In another folder the best weights so far are not there to be kept.
+    for (const auto& [name, score] : resumed->progress.at("best").items())
+      if (fs::exists(fs::path(program.checkpoint_dir) / (name + ".safetensors"))) best.scores_[name] = score;
     std::cout << "continuing stage " << program.stage << " at epoch " << trainer.epoch() + 1 << std::endl;
   }
 
@@ -160,6 +161,7 @@ int run(const ProgramOptions& program, const CamoOptions& model_options, const R
                            .width = trainer_options.size, .train = false, .workers = trainer_options.workers,
                            .rank = job.group->rank(), .world = job.group->world()});
   const fs::path folder = program.checkpoint_dir;
+  fs::create_directories(folder);
   const std::string name = "stage" + std::to_string(program.stage) +
                            (program.expert_id >= 0 ? "_expert_" + std::to_string(program.expert_id) : "");
   std::optional<train::MetricsLog> log;
@@ -170,13 +172,14 @@ int run(const ProgramOptions& program, const CamoOptions& model_options, const R
       [&] {
         train::Checkpoint checkpoint{.weights = state_dict(model), .about = {}, .state = trainer.state(),
                                      .progress = trainer.progress()};
+        if (!job.writes()) return;
         checkpoint.about[model_key] = train::options_to_json(model_options).dump();
         checkpoint.about[variant_key] = variant<Camo>();
         checkpoint.about[recipe_key] = recipe_json(recipe, program.data).dump();
         checkpoint.about[size_key] = std::to_string(trainer_options.size);
         checkpoint.about[backbone_key] = backbone_id(checkpoint.weights);
         checkpoint.progress["best"] = best.scores_;
-        if (job.writes()) train::save_checkpoint(folder / ("last_" + name), checkpoint);
+        train::save_checkpoint(folder / ("last_" + name), checkpoint);
       });
   for (const auto& [kind, score] : best.scores_.items())
     std::cout << (folder / (kind + ".safetensors")).string() << "  validation IoU " << score.get<double>() << '\n';

@@ -104,7 +104,7 @@ struct StepTask {
     return total;
   }
   NoScore score(Camo&, data::Loader<data::AnySource>&, distributed::Group& group) {
-    // The last half of the epochs counts; the first warms up.
+    // The last epoch counts; those before warm up.
     double milliseconds = 0;
     for (auto& [begin, end] : forward_) milliseconds += begin.elapsed_time(end) / double(forward_.size());
     forward_.clear();

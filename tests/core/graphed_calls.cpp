@@ -110,8 +110,23 @@ TEST_F(GraphedCallsTest, ACallWhileActivationsAreWantedIsPlain) {
   const at::Tensor g = torch::autograd::grad({one.sum() + two.sum()}, {first})[0];
   const at::Tensor expected = torch::autograd::grad({std::get<0>(toy->forward({first, y})).sum()}, {first})[0];
   EXPECT_TRUE(at::equal(g, expected));
-  // Of other sizes than the leading one memory is its own.
-  EXPECT_EQ(recorder->pools, 1U);
+}
+
+TEST_F(GraphedCallsTest, OtherSizesThanTheLeadingOneHaveMemoryOfTheirOwn) {
+  const auto doubled = [](const at::Tensor& x) { return x * 2; };
+  for (const int64_t width : {3, 4, 3, 4, 3}) {
+    const at::Tensor x = at::randn({2, width}, at::kDouble);
+    EXPECT_TRUE(at::equal(calls(*toy, doubled, x), x * 2));
+  }
+  EXPECT_EQ(recorder->pools, 2U);
+}
+
+TEST_F(GraphedCallsTest, ASecondBackwardPassIsRefused) {
+  const at::Tensor x = random(4).set_requires_grad(true), y = random(4);
+  for (int i = 0; i < 2; ++i) all(true, random(4), y);
+  const at::Tensor z = std::get<0>(call(x, y)).sum();
+  z.backward({}, /*retain_graph=*/true);
+  EXPECT_THROW(z.backward(), c10::Error);
 }
 
 TEST_F(GraphedCallsTest, AnOutputThatNobodyLooksAtGivesNoGradient) {

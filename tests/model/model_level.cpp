@@ -288,26 +288,29 @@ using Dispatched =
 
 template <class Model>
 struct ModelLevelGraphs : ::testing::Test {};
-TYPED_TEST_SUITE(ModelLevelGraphs, (::testing::Types<Camo, Dispatched<dispatch::Concurrent>>));
+using GraphedModels = ::testing::Types<Camo, Dispatched<dispatch::Concurrent>>;
+TYPED_TEST_SUITE(ModelLevelGraphs, GraphedModels);
 
-/// Losses and weights of training steps whose routing changes, so that experts see other numbers of pictures, beside
+/// Losses and weights of training steps whose routing and sizes change, so that experts see other numbers of pictures, beside
 /// those of plain calls one after the other. In float64, where nothing but a mistake could make a difference that one sees.
 TYPED_TEST(ModelLevelGraphs, TrainAndAnswerAsPlainCalls_CUDA) {
   MOECOD_SKIP_WITHOUT_CUDA();
   const auto device = at::TensorOptions(at::Device(at::kCUDA, 0)).dtype(at::kDouble);
   const c10::cuda::CUDAStreamGuard stream(c10::cuda::getStreamFromPool());
-  std::vector<std::vector<at::Tensor>> results;
-  const auto run = [&]<class Model>(std::type_identity<Model>, bool graphed) {
+  const auto run = [&]<class Model>(std::type_identity<Model>, const char* backbone, bool graphed) {
     at::manual_seed(3);
-    Model model(camo_options<Model>(small()));
+    CamoOptions options = small();
+    options.backbone = backbone;
+    Model model(camo_options<Model>(options));
     model.to(device.device(), at::kDouble);
     if (graphed) replay_graphs(model, std::make_shared<cuda::GraphRecorder>());
     model.train();
     const std::vector<at::Tensor> parameters = model.parameters();
-    std::vector<at::Tensor>& out = results.emplace_back();
-    for (int step = 0; step < 12; ++step) {
-      const at::Tensor images = at::randn({4, 3, 64, 96}).to(device);
-      const at::Tensor masks = at::rand({4, 1, 64, 96}).gt(0.8).to(device);
+    std::vector<at::Tensor> out;
+    for (int step = 0; step < 16; ++step) {
+      const int64_t height = step / 4 % 2 == 0 ? 64 : 128;
+      const at::Tensor images = at::randn({4, 3, height, 96}).to(device);
+      const at::Tensor masks = at::rand({4, 1, height, 96}).gt(0.8).to(device);
       const Scene scene = model.look(images);
       Routing routing = model.mixture->route(scene);
       const at::Tensor first = at::arange(4, at::kInt).remainder(1 + step % 4).unsqueeze(1);
@@ -329,13 +332,16 @@ TYPED_TEST(ModelLevelGraphs, TrainAndAnswerAsPlainCalls_CUDA) {
     for (int step = 0; step < 4; ++step) out.push_back(model(at::randn({2 + step % 2, 3, 64, 96}).to(device)));
     for (const at::Tensor& tensor : parameters) out.push_back(tensor.detach());
     for (const at::Tensor& tensor : model.buffers()) out.push_back(tensor);
+    return out;
   };
-  run(std::type_identity<Camo>(), false);
-  run(std::type_identity<TypeParam>(), true);
-  ASSERT_EQ(results[0].size(), results[1].size());
-  for (std::size_t i = 0; i < results[0].size(); ++i)
-    EXPECT_LE((results[0][i] - results[1][i]).abs().max().item<double>(),
-              1e-9 * (1 + results[0][i].abs().max().item<double>())) << i;
+  for (const char* backbone : {"pvt_v2_b0", "swin_tiny_patch4_window7_224"}) {
+    const auto plain = run(std::type_identity<Camo>(), backbone, false);
+    const auto graphed = run(std::type_identity<TypeParam>(), backbone, true);
+    ASSERT_EQ(plain.size(), graphed.size());
+    for (std::size_t i = 0; i < plain.size(); ++i)
+      EXPECT_LE((plain[i] - graphed[i]).abs().max().item<double>(), 1e-9 * (1 + plain[i].abs().max().item<double>()))
+          << backbone << ' ' << i;
+  }
 }
 #endif
 

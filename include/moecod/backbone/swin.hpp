@@ -8,6 +8,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <array>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -130,24 +131,22 @@ class Block : public torch::nn::Module {
     return down + right > 0 ? at::roll(y, {down, right}, {1, 2}) : y;
   }
 
-  /// -100 between positions of a window that the shift brought together, else 0: [count, area, area]. Kept for the
-  /// last size, since a training run has few.
+  /// -100 between positions of a window that the shift brought together, else 0: [count, area, area]. Kept for every
+  /// size, since a training run has few, and a device graph (core/graphed_calls.hpp) reads it where it was.
   at::Tensor mask_for(int64_t h, int64_t w, int64_t down, int64_t right, const at::TensorOptions& options) {
-    const std::array<int64_t, 4> key{h, w, down, right};
-    if (mask_.defined() && key == key_ && mask_.device() == options.device()) return mask_;
+    at::Tensor& mask = masks_[{h, w, down, right}];
+    if (mask.defined() && mask.device() == options.device()) return mask;
     const at::NoGradGuard no_grad;
     const at::TensorOptions plain = at::TensorOptions(at::kFloat).device(options.device());
     const at::Tensor part = parts_of_side(h, down, plain).unsqueeze(1) * 3 + parts_of_side(w, right, plain);
     const at::Tensor windows = to_windows(part.reshape({1, h, w, 1})).squeeze(2);
-    mask_ = at::where(windows.unsqueeze(1) == windows.unsqueeze(2), 0.0, -100.0).to(at::kFloat);
-    key_ = key;
-    return mask_;
+    mask = at::where(windows.unsqueeze(1) == windows.unsqueeze(2), 0.0, -100.0).to(at::kFloat);
+    return mask;
   }
 
   bool shifted_;
   double drop_rate_;
-  at::Tensor mask_;
-  std::array<int64_t, 4> key_{};
+  std::map<std::array<int64_t, 4>, at::Tensor> masks_;
   std::shared_ptr<layers::LayerNorm<>> norm1_, norm2_;
   std::shared_ptr<WindowAttention> attn_;
   std::shared_ptr<GeluMlp> mlp_;

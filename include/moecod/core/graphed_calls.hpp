@@ -49,6 +49,7 @@ struct GraphedFunction : torch::autograd::Function<GraphedFunction> {
                                                 const c10::intrusive_ptr<InUse>& in_use, at::TensorList inputs,
                                                 at::TensorList /*parameters*/) {
     ctx->saved_data["call"] = c10::IValue::make_capsule(call);
+    ctx->saved_data["fresh"] = true;
     ctx->saved_data["in_use"] = c10::IValue::make_capsule(in_use);
     ctx->set_materialize_grads(false);
     torch::autograd::variable_list out = call->run(inputs.vec()), constants;
@@ -60,6 +61,7 @@ struct GraphedFunction : torch::autograd::Function<GraphedFunction> {
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  torch::autograd::variable_list gradients) {
+    TORCH_CHECK(ctx->saved_data.erase("fresh") == 1, "a graphed call can be gone backward through once only");
     const auto call = c10::static_intrusive_pointer_cast<GraphedCall>(ctx->saved_data["call"].toCapsule());
     for (std::size_t i = 0; i < gradients.size(); ++i) {
       if (!call->output_gradients[i].defined()) continue;
@@ -83,14 +85,15 @@ struct GraphedFunction : torch::autograd::Function<GraphedFunction> {
 ///
 /// The first call with inputs of a shape is a plain call, the second is recorded, forward and backward, and replayed, as
 /// are all that follow. Recordings are kept by everything that a call depends on: shapes, dtypes, what requires
-/// gradients, modes of the module, autocast. Those whose inputs differ in the leading dimension alone share their
-/// memory, so a call made while the activations of another of these may still be wanted is a plain one, too.
-/// Results are those of a plain call, bit for bit where its operations repeat; they are the caller's to keep.
+/// gradients, modes of the module, autocast. Those whose inputs differ in the leading dimension alone share the memory of
+/// their activations (each has its own for outputs and gradients), so a call made while those of another may still be wanted
+/// is a plain one, too. Results are those of a plain call, bit for bit where its operations repeat. Outputs are the caller's to
+/// keep; gradients as torch::autograd::grad gives them are good until the next replay, while backward() adds them up at once.
 ///
 /// The function must not read the device's results back nor copy from pageable memory, must take its tensors from the
 /// input and the module, and must not depend on other values of the host. Recordings hold the places of the module's
 /// parameters and buffers: change them in place only. Synchronises: where the function does, in its first two calls.
-/// Errors: those of the function; c10::Error, with advice, where it cannot be recorded.
+/// Errors: those of the function; c10::Error, with advice, where it cannot be recorded, and in a second backward pass.
 class GraphedCalls {
  public:
   /// Calls are plain ones without a recorder.

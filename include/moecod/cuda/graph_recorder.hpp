@@ -1,5 +1,6 @@
 #pragma once
 #include <ATen/cuda/CUDAGraph.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
@@ -19,7 +20,8 @@ class GraphRecorder final : public moecod::GraphRecorder {
  public:
   bool ready() const override {
     const c10::cuda::CUDAStream none = c10::cuda::getDefaultCUDAStream(home_.device_index());
-    return home_ != none && c10::cuda::getCurrentCUDAStream(home_.device_index()) != none;
+    return home_ != none && c10::cuda::getCurrentCUDAStream(home_.device_index()) != none &&
+           c10::cuda::currentStreamCaptureStatusMayInitCtx() == c10::cuda::CaptureStatus::None;  // else part of an outer call
   }
   Pool new_pool() override { return at::cuda::graph_pool_handle(); }
 

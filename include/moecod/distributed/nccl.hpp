@@ -39,8 +39,10 @@ inline std::shared_ptr<Group> open_nccl_group(const Ranks& ranks, std::chrono::s
   where.waitWorkers = false;
   where.timeout = timeout;
   c10::intrusive_ptr<c10d::Store> store = c10::make_intrusive<c10d::TCPStore>(ranks.master_address, where);
-  // The agent's store outlives a restart of the job, whose ranks must not read what the dead ones wrote.
-  store = c10::make_intrusive<c10d::PrefixStore>("moecod/start_" + std::to_string(ranks.restart), store);
+  // The agent's store outlives a restart of the job, whose ranks must not read what the dead ones wrote. (PyTorch does the
+  // same: where agents of several machines count restarts differently, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 helps both.)
+  if (ranks.agent_store)
+    store = c10::make_intrusive<c10d::PrefixStore>("moecod/start_" + std::to_string(ranks.restart), store);
 
   const auto options = c10d::ProcessGroupNCCL::Options::create();
   options->timeout = timeout;

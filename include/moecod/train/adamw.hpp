@@ -72,9 +72,8 @@ class AdamW {
   /// One step at the scheduled learning rate.
   ///
   /// `found_inf`, a float32 scalar on the parameters' device, skips the step where it is 1: parameters,
-  /// moments and step counts stay. `grad_scale`, of the same form, divides the gradients first.
-  void step(double learning_rate, const std::optional<at::Tensor>& found_inf = {},
-            const std::optional<at::Tensor>& grad_scale = {}) {
+  /// moments and step counts stay.
+  void step(double learning_rate, const std::optional<at::Tensor>& found_inf = {}) {
     const at::NoGradGuard no_grad;
     for (Moments& m : groups_) {
       if (found_inf) {
@@ -85,7 +84,7 @@ class AdamW {
       at::_fused_adamw_(m.group.parameters, gradients_of(m.group.parameters), m.first, m.second, {}, m.steps,
                         learning_rate * m.group.rate_factor, options_.beta1, options_.beta2,
                         m.group.decays ? options_.weight_decay : 0.0, options_.eps, /*amsgrad=*/false,
-                        /*maximize=*/false, grad_scale, found_inf);
+                        /*maximize=*/false, /*grad_scale=*/{}, found_inf);
     }
   }
 

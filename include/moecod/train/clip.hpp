@@ -2,8 +2,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/_foreach_clamp_max.h>
-#include <ATen/ops/_foreach_clamp_min.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/clamp_max.h>
@@ -37,16 +35,6 @@ inline at::Tensor clip_norm(const std::vector<at::Tensor>& gradients, double max
   const at::Tensor norm = gradient_norm(gradients);
   clip_norm(gradients, max_norm, norm);
   return norm;
-}
-
-/// g <- min(max(g, -limit), limit), value by value.
-/// Errors: c10::Error if limit is not positive.
-inline void clip_value(const std::vector<at::Tensor>& gradients, double limit) {
-  TORCH_CHECK(limit > 0, "clip_value: limit must be positive, got ", limit);
-  if (gradients.empty()) return;
-  const at::NoGradGuard no_grad;
-  at::_foreach_clamp_min_(gradients, -limit);
-  at::_foreach_clamp_max_(gradients, limit);
 }
 
 }  // namespace moecod::train

@@ -29,6 +29,7 @@
 #include "moecod/train/clip.hpp"
 #include "moecod/train/ema.hpp"
 #include "moecod/train/flags.hpp"
+#include "moecod/train/kept_statistics.hpp"
 #include "moecod/train/late_scalar.hpp"
 #include "moecod/train/metrics_log.hpp"
 #include "moecod/train/optimizer.hpp"
@@ -90,6 +91,7 @@ class Trainer {
         loss_scale_(device, precision_),
         replicas_(model, options_.replicas, make),
         task_(stage_, device, options_.replicas),
+        statistics_(model),
         sum_(at::zeros({}, at::TensorOptions(at::kDouble).device(device))),
         finite_(at::zeros_like(sum_)),
         skipped_(device),
@@ -122,6 +124,8 @@ class Trainer {
     TORCH_CHECK(batches >= options_.accumulation_steps, "the training set has ", training.size(),
                 " pictures, fewer than one optimizer step of ",
                 options_.batch_size * options_.accumulation_steps * group_->world());
+    TORCH_CHECK(validation.source().size() >= group_->world(), "the validation set has ", validation.source().size(),
+                " pictures, fewer than one for each of ", group_->world(), " ranks");
     const int64_t steps = batches / options_.accumulation_steps;
     Schedule schedule{.shape = options_.scheduler,
                       .peak = options_.learning_rate,
@@ -170,10 +174,13 @@ class Trainer {
       at::Tensor losses = at::stack({sum_, finite_});
       group_->sum(losses);
       Result result{.epoch = epoch_, .loss = (losses[0] / losses[1].clamp_min(1)).template item<double>(), .validation = {}};
+      // Saved here as well, so that what happens during validation costs no training.
+      begin_ = steps;
+      share_buffers();
+      save_whole(save);
       begin_ = 0;
       sum_.zero_();
       finite_.zero_();
-      share_buffers();
       {
         std::optional<Ema::Swap> averaged;
         if (ema_) averaged.emplace(*ema_);
@@ -205,8 +212,11 @@ class Trainer {
     for (const auto& [name, tensor] : own) out.emplace_back(name, group_->gather(tensor).to(at::kCPU));
     return out;
   }
-  nlohmann::ordered_json progress() const {
-    return {{"stage", stage_.number}, {"epoch", epoch_}, {"begin", begin_}, {"step", step_}, {"bad_steps", bad_steps_},
+  nlohmann::ordered_json progress() {
+    // The flag of the last step has not been looked at yet.
+    const std::optional<double> last = skipped_.last();
+    const int64_t bad_steps = !last ? bad_steps_ : *last > 0 ? bad_steps_ + 1 : 0;
+    return {{"stage", stage_.number}, {"epoch", epoch_}, {"begin", begin_}, {"step", step_}, {"bad_steps", bad_steps},
             {"ranks", group_->world()}, {"options", options_to_json(options_)}};
   }
 
@@ -247,6 +257,7 @@ class Trainer {
   at::Tensor optimizer_step(Uploads<data::AnySource>& uploads, double rate, double done) {
     const double share = 1.0 / double(options_.accumulation_steps * replicas_.count());
     at::Tensor total;
+    statistics_.keep();
     sync_->begin_step();
     for (int64_t micro = 0; micro < options_.accumulation_steps; ++micro) {
       const std::optional<DeviceBatch> batch = uploads.next();
@@ -287,6 +298,7 @@ class Trainer {
       at::Tensor none = at::zeros({0}, at::TensorOptions(at::kLong).device(device_));
       sum_counts(none);
     }
+    statistics_.restore_where(found_inf);
     optimizer_->step(rate, found_inf);
     loss_scale_.update(found_inf);
     optimizer_->zero_grad();
@@ -373,6 +385,7 @@ class Trainer {
   LossScale loss_scale_;
   Replicas<Model> replicas_;
   Task task_;
+  KeptStatistics statistics_;
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<Ema> ema_;
   std::vector<at::Tensor> shared_, spread_;  // trained parameters: of all ranks, and of this rank's experts alone

@@ -7,6 +7,7 @@
 #include <optional>
 #include <utility>
 
+#include "moecod/core/side_stream.hpp"
 #include "moecod/data/loader.hpp"
 #include "moecod/train/batch.hpp"
 
@@ -23,7 +24,7 @@ class Uploads {
  public:
   Uploads(data::Loader<Source>& loader, at::Device device) : loader_(loader), device_(device) {
     if (!device.is_cuda()) return;
-    stream_ = c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device);
+    stream_ = side_stream(device, 0);
     prepare();
   }
 

@@ -5,30 +5,17 @@
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
-#include <cstddef>
-#include <map>
-#include <mutex>
 #include <utility>
 #include <vector>
 
 #include "moecod/core/autocast.hpp"
+#include "moecod/core/side_stream.hpp"
 #include "moecod/moe/dispatch/execute.hpp"
 #include "moecod/moe/kind.hpp"
 
 namespace moecod::dispatch {
 
 namespace detail {
-
-/// Stream `index` beside the others of a GPU, the same one at each call. For any threads.
-inline c10::Stream side_stream(at::Device device, std::size_t index) {
-  static std::mutex mutex;
-  static std::map<c10::DeviceIndex, std::vector<c10::Stream>> streams;
-  const std::lock_guard lock(mutex);
-  std::vector<c10::Stream>& of_device = streams[device.index()];
-  while (of_device.size() <= index)
-    of_device.push_back(c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device));
-  return of_device[index];
-}
 
 /// Runs experts, each on a stream of its own which begins where the current one is; on a CPU one after the other.
 class SideBySide {
@@ -39,7 +26,7 @@ class SideBySide {
   auto operator()(RunExpert& run_expert, const Rows& rows) {
     if (!device_.is_cuda()) return run_expert(rows);
     const c10::Stream home = c10::impl::VirtualGuardImpl(device_.type()).getStream(device_);
-    const c10::Stream side = side_stream(device_, ends_.size());
+    const c10::Stream side = side_stream(device_, 1 + ends_.size());
     c10::Event begin(device_.type());
     begin.record(home);
     begin.block(side);
