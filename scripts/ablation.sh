@@ -26,9 +26,8 @@ headline "Setting up and building"
 scripts/setup.sh
 build make_dataset ablation
 bin=$root/build/cpu/bin
-backgrounds=/usr/share/backgrounds/mate
-photos=("$backgrounds/nature" "$backgrounds/abstract/Elephants.jpg")
-[ -d "${photos[0]}" ] || fail "no photographs in ${photos[0]} (apt-get install mate-backgrounds)"
+photos=("${debian_photos[@]}")
+need_debian_photos
 
 headline "Making the data set"
 [ -d "$out/data" ] || "$bin/make_dataset" --output "$out/data" --photos "${photos[@]}" --test-photos 4 --train 400 \

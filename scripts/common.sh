@@ -15,6 +15,13 @@ fail() {
   exit 1
 }
 
+# Debian's photographs of mate-backgrounds, from which the generated data sets are made.
+debian_photos=(/usr/share/backgrounds/mate/nature /usr/share/backgrounds/mate/abstract/Elephants.jpg)
+
+need_debian_photos() {
+  [ -d "${debian_photos[0]}" ] || fail "no photographs in ${debian_photos[0]} (apt-get install mate-backgrounds)"
+}
+
 # "3 min 20 s" from seconds.
 duration() {
   if [ "$1" -lt 60 ]; then echo "$1 s"; else echo "$(($1 / 60)) min $(($1 % 60)) s"; fi

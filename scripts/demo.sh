@@ -31,8 +31,7 @@ out=$(cd "$caller" && mkdir -p "$out" && cd "$out" && pwd) || fail "--out: canno
 # ---- Programs and their flags ---------------------------------------------------------------------------------------
 bin=$root/build/cpu/bin
 programs=(make_dataset train_model_level_moe inspect predict evaluate)
-backgrounds=/usr/share/backgrounds/mate
-photos=("$backgrounds/nature" "$backgrounds/abstract/Elephants.jpg")
+photos=("${debian_photos[@]}")
 data=$out/data
 checkpoints=$out/checkpoints
 
@@ -102,7 +101,7 @@ end set-up ""
 begin "Building"
 build "${programs[@]}"
 end build ""
-[ -d "${photos[0]}" ] || fail "no photographs in ${photos[0]} (apt-get install mate-backgrounds)"
+need_debian_photos
 
 phase data "Making the data set" "$data" make_dataset "${dataset[@]}"
 phase stage1 "Stage 1: the experts and their backbone" "$checkpoints/expert_all_best.safetensors" \

@@ -30,9 +30,8 @@ out=$(cd "$caller" && mkdir -p "$out" && cd "$out" && pwd) || fail "--out: canno
 
 build make_dataset train_model_level_moe inspect
 bin=$root/build/cpu/bin
-backgrounds=/usr/share/backgrounds/mate
-photos=("$backgrounds/nature" "$backgrounds/abstract/Elephants.jpg")
-[ -d "${photos[0]}" ] || fail "no photographs in ${photos[0]} (apt-get install mate-backgrounds)"
+photos=("${debian_photos[@]}")
+need_debian_photos
 difficulty=0.05
 epochs=16  # of stage 1: twice the demo's, which has to end in minutes on two cores
 
