@@ -8,7 +8,8 @@ import json
 import sys
 
 CONTEXT = ("date", "device", "multiprocessors", "commit", "libtorch", "copy_bandwidth_GBs", "bfloat16_TFLOPs")
-FIELDS = ("name", "real_time", "time_unit", "bytes", "floor_us", "peak_MB", "tflops", "error_occurred", "error_message")
+FIELDS = ("name", "real_time", "time_unit", "bytes", "floor_us", "peak_MB", "tflops",
+          "images_per_second", "error_occurred", "error_message")
 
 
 def parse(name):
@@ -46,6 +47,20 @@ def print_dispatchers(group, cases, report):
         print(f"| {' | '.join(cells)} |")
 
 
+def print_models(group, cases):
+    """Images per second of each row of a case, times over the dense mixture's, and peak MB."""
+    columns = list(dict.fromkeys(by for row in cases.values() for by in row))
+    head = (["case"] + [f"{by} images/s" for by in columns] + [f"time {by} / dense" for by in columns if by != "dense"] +
+            [f"{by} peak MB" for by in columns])
+    print(f"\n### {group}\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    for case, row in cases.items():
+        time = {by: entry["real_time"] for by, entry in row.items() if not entry.get("error_occurred")}
+        cells = [case] + [number(row[by]["images_per_second"]) if by in time else "" for by in columns]
+        cells += [f"{time[by] / time['dense']:.2f}" if {by, "dense"} <= time.keys() else "" for by in columns if by != "dense"]
+        cells += [number(row[by]["peak_MB"]) if by in time else "" for by in columns]
+        print(f"| {' | '.join(cells)} |")
+
+
 def trimmed(report):
     return {"context": {key: report["context"][key] for key in CONTEXT if key in report["context"]},
             "benchmarks": [{key: entry[key] for key in FIELDS if key in entry} for entry in report["benchmarks"]]}
@@ -59,6 +74,9 @@ def print_tables(report):
         row[by] = entry
     print(", ".join(f"{key} {value}" for key, value in report["context"].items() if key in CONTEXT))
     for group, cases in groups.items():
+        if any("dense" in row for row in cases.values()):
+            print_models(group, cases)
+            continue
         if not any("kernel" in row or "libtorch" in row for row in cases.values()):
             print_dispatchers(group, cases, report)
             continue

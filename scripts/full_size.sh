@@ -52,11 +52,12 @@ rm -f "$out/times.txt"
 step "data set" "$bin/make_dataset" --packed --output "$out/data" --photos "${photos[@]}" --test-photos 4 \
   --train 2400 --validation 200 --test 400 --size 448 --difficulty 0.05 --seed "$seed"
 training=(--data-root "$out/data" --device cuda --seed "$seed" --checkpoint-dir "$out/checkpoints" --img-size 448
-          --small-size 224 --batch-size 12 --beta2 0.98)
-step "stage 1, the experts" "$bin/train_model_level_moe" --stage 1 "${training[@]}" --epochs 8 --lr 5e-4
-step "stage 2, the router" "$bin/train_model_level_moe" --stage 2 "${training[@]}" --epochs 2 --lr 1e-3 \
+          --small-size 224 --batch-size 12 --beta2 0.98 --weight-decay 0.05 --muon-ratio 10 --muon-iterations 3
+          --responsibility-temperature 0.5 --bias-rate 0.005)
+step "stage 1, the experts" "$bin/train_model_level_moe" --stage 1 "${training[@]}" --epochs 12 --lr 1e-3 --answer-weight 1
+step "stage 2, the router" "$bin/train_model_level_moe" --stage 2 "${training[@]}" --epochs 2 --lr 1e-3 --answer-weight 0 \
   --router-warmup-epochs 0 --load-experts-from "$out/checkpoints/expert_all_best.safetensors"
-step "stage 3, everything" "$bin/train_model_level_moe" --stage 3 "${training[@]}" --epochs 2 --lr 1e-4 \
+step "stage 3, everything" "$bin/train_model_level_moe" --stage 3 "${training[@]}" --epochs 4 --lr 2e-4 --answer-weight 0.5 \
   --load-experts-from "$out/checkpoints/router_best.safetensors"
 step "test" "$bin/inspect" --checkpoint "$out/checkpoints/ensemble_best.safetensors" --data-root "$out/data" \
   --output "$out" --seed "$seed" --device cuda

@@ -339,7 +339,7 @@ TYPED_TEST(ModelLevelGraphs, TrainAndAnswerAsPlainCalls_CUDA) {
     const auto graphed = run(std::type_identity<TypeParam>(), backbone, true);
     ASSERT_EQ(plain.size(), graphed.size());
     for (std::size_t i = 0; i < plain.size(); ++i)
-      EXPECT_LE((plain[i] - graphed[i]).abs().max().item<double>(), 1e-9 * (1 + plain[i].abs().max().item<double>()))
+      EXPECT_LE((plain[i] - graphed[i]).abs().max().template item<double>(), 1e-9 * (1 + plain[i].abs().max().template item<double>()))
           << backbone << ' ' << i;
   }
 }
