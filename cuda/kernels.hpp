@@ -34,9 +34,14 @@ cudaError_t conv(const kernel::Conv& arguments, cudaStream_t stream);
 cudaError_t conv_weight_partial(const kernel::ConvWeight& arguments, int64_t* size);
 cudaError_t conv_weight(const kernel::ConvWeight& arguments, cudaStream_t stream);
 
+cudaError_t depthwise(const kernel::Depthwise& arguments, cudaStream_t stream);
+cudaError_t depthwise_weight(const kernel::DepthwiseWeight& arguments, cudaStream_t stream);
+
 /// Fills `moments` ([groups.pieces(norm_piece), 2, C]) where no convolution has.
 cudaError_t moments(const kernel::Normalise& arguments, float* moments, cudaStream_t stream);
 cudaError_t normalise(const kernel::Normalise& arguments, cudaStream_t stream);
 cudaError_t normalise_backward(const kernel::NormaliseBackward& arguments, cudaStream_t stream);
+
+cudaError_t resample_backward(const kernel::ResampleBackward& arguments, cudaStream_t stream);
 
 }  // namespace moecod::cuda

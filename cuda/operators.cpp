@@ -216,13 +216,6 @@ Planned plan_shapes(const Tensor& experts, int64_t num_experts, SymInt assignmen
 
 // ---------------------------------------------------------------------------------------------- gather and combine
 
-optional<kernel::Type> row_type(const Tensor& t) {
-  if (t.scalar_type() == at::kFloat) return kernel::Type::float32;
-  if (t.scalar_type() == at::kBFloat16) return kernel::Type::bfloat16;
-  if (t.scalar_type() == at::kHalf) return kernel::Type::float16;
-  return std::nullopt;
-}
-
 constexpr int64_t longest_row = std::numeric_limits<int32_t>::max();
 
 /// Elements a row.
@@ -286,7 +279,7 @@ Tensor gather_backward_by_torch(const Tensor& grad, const Tensor& order, const T
 }
 
 Tensor gather_backward_by_kernel(const Tensor& grad, const Tensor& order, const Tensor& position, int64_t first) {
-  const auto type = row_type(grad);
+  const auto type = kernel_type(grad);
   const int64_t row = width(grad);
   if (!kernel_takes(type && row <= longest_row)) return gather_backward_by_torch(grad, order, position, first);
   const c10::cuda::CUDAGuard device(grad.device());
@@ -317,7 +310,7 @@ void check_combine(const Tensor& sorted, const Tensor& weights, const Tensor& po
 }
 
 bool combine_takes(const Tensor& rows, const Tensor& weights) {
-  return row_type(rows) && weights.scalar_type() == at::kFloat && width(rows) <= longest_row;
+  return kernel_type(rows) && weights.scalar_type() == at::kFloat && width(rows) <= longest_row;
 }
 
 Tensor combine_by_torch(const Tensor& sorted, const Tensor& weights, const Tensor&, const Tensor& position) {
@@ -337,7 +330,7 @@ Tensor combine_by_kernel(const Tensor& sorted, const Tensor& weights, const Tens
                                   .rows = at.size(0),
                                   .slots = static_cast<int>(at.size(1)),
                                   .width = width(in),
-                                  .type = *row_type(in),
+                                  .type = *kernel_type(in),
                                   .count = in.size(0),
                                   .y = y.mutable_data_ptr()},
                                  stream()));
@@ -377,7 +370,7 @@ std::tuple<Tensor, Tensor> combine_backward_by_kernel(const Tensor& grad, const 
                                     .rows = at.size(0),
                                     .slots = static_cast<int>(at.size(1)),
                                     .width = width(in),
-                                    .type = *row_type(in),
+                                    .type = *kernel_type(in),
                                     .d_sorted = needed[0] ? d_sorted.mutable_data_ptr() : nullptr,
                                     .d_weights = needed[1] ? d_weights.mutable_data_ptr<float>() : nullptr};
   Tensor partial;

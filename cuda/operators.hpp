@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "moecod/core/operators.hpp"
+#include "moecod/kernel/arguments.hpp"
 
 /// What the files that register operators share.
 namespace moecod::cuda {
@@ -20,6 +21,14 @@ inline bool kernel_takes(bool takes) {
 }
 
 inline cudaStream_t stream() { return c10::cuda::getCurrentCUDAStream(); }
+
+/// The kernels' name for a tensor's dtype, if they have one.
+inline std::optional<kernel::Type> kernel_type(const at::Tensor& t) {
+  if (t.scalar_type() == at::kFloat) return kernel::Type::float32;
+  if (t.scalar_type() == at::kBFloat16) return kernel::Type::bfloat16;
+  if (t.scalar_type() == at::kHalf) return kernel::Type::float16;
+  return std::nullopt;
+}
 
 /// Whether kernels can read the tensor in vectors of 16 bytes.
 inline bool aligned(const at::Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0; }

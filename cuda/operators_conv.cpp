@@ -21,6 +21,7 @@
 
 #include <array>
 
+#include "cuda/grouped_images.hpp"
 #include "cuda/kernels.hpp"
 #include "cuda/operators.hpp"
 
@@ -33,22 +34,6 @@ using std::optional;
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
-
-constexpr auto channels_last = at::MemoryFormat::ChannelsLast;
-
-void check_offsets(const char* name, const Tensor& offsets, const c10::SymInt& experts) {
-  TORCH_CHECK(offsets.dim() == 1 && offsets.sym_size(0) == experts + 1 && offsets.scalar_type() == at::kInt, name,
-              ": offsets must be [E + 1] int32, got ", offsets.sym_sizes(), " ", offsets.scalar_type());
-}
-
-/// Calls f(e, first image, last image) for the experts that have some.
-template <class F>
-void each_expert(const Tensor& offsets, F&& f) {
-  const Tensor host = offsets.cpu();
-  const int32_t* bounds = host.const_data_ptr<int32_t>();
-  for (int64_t e = 0; e + 1 < host.numel(); ++e)
-    if (bounds[e] < bounds[e + 1]) f(e, bounds[e], bounds[e + 1]);
-}
 
 // ------------------------------------------------------------------------------------------------------- convolution
 
@@ -68,20 +53,13 @@ void check_conv(const Tensor& x, const Tensor& weight, const Tensor& offsets, In
   check_offsets("moecod::grouped_conv2d", offsets, weight.sym_size(0));
 }
 
-c10::SymDimVector conv_sizes(const Tensor& x, const Tensor& weight, IntArrayRef padding, IntArrayRef dilation) {
-  c10::SymDimVector sizes{x.sym_size(0), weight.sym_size(1)};
-  for (int i = 0; i < 2; ++i)
-    sizes.push_back(x.sym_size(2 + i) + 2 * padding[i] - dilation[i] * (weight.sym_size(3 + i) - 1));
-  return sizes;
-}
-
 Tensor no_moments(const Tensor& x) { return at::empty({0}, x.options().dtype(at::kFloat)); }
 
 Pair conv_by_torch(const Tensor& x, const Tensor& weight, const Tensor& offsets, IntArrayRef padding,
                    IntArrayRef dilation, bool) {
   check_conv(x, weight, offsets, padding, dilation);
   const Tensor y = at::empty_symint(conv_sizes(x, weight, padding, dilation), x.options().memory_format(channels_last));
-  each_expert(offsets, [&](int64_t e, int64_t begin, int64_t end) {
+  each_expert(x, offsets, [&](int64_t e, int64_t begin, int64_t end) {
     y.slice(0, begin, end).copy_(at::conv2d(x.slice(0, begin, end), weight[e], {}, /*stride=*/1, padding, dilation));
   });
   return {y, no_moments(x)};
@@ -91,7 +69,7 @@ Pair conv_backward_by_torch(const Tensor& grad, const Tensor& x, const Tensor& w
                             IntArrayRef padding, IntArrayRef dilation, Needed needed) {
   const Tensor d_x = needed[0] ? at::empty_like(x) : at::empty({0}, x.options());
   const Tensor d_weight = needed[1] ? at::zeros_like(weight) : at::empty({0}, x.options());
-  each_expert(offsets, [&](int64_t e, int64_t begin, int64_t end) {
+  each_expert(x, offsets, [&](int64_t e, int64_t begin, int64_t end) {
     const auto [dx, dw, db] =
         at::convolution_backward(grad.slice(0, begin, end), x.slice(0, begin, end), weight[e], {}, /*stride=*/{1, 1},
                                  padding, dilation, /*transposed=*/false, /*output_padding=*/{0, 0}, /*groups=*/1,
@@ -102,41 +80,38 @@ Pair conv_backward_by_torch(const Tensor& grad, const Tensor& x, const Tensor& w
   return {d_x, d_weight};
 }
 
-kernel::ConvShape shape_of(const Tensor& x, const Tensor& weight, IntArrayRef padding, IntArrayRef dilation) {
+bool takes(const Tensor& x, const kernel::ConvShape& shape) {
+  return x.scalar_type() == at::kBFloat16 && x.numel() > 0 && conv_takes(shape);
+}
+
+bool conv2d_takes(int64_t in, int64_t out, int64_t height, int64_t width, IntArrayRef kernel, IntArrayRef padding,
+                  IntArrayRef dilation) {
   kernel::ConvShape s;
-  s.height = static_cast<int>(x.size(2));
-  s.width = static_cast<int>(x.size(3));
-  s.in = static_cast<int>(weight.size(2));
-  s.out = static_cast<int>(weight.size(1));
-  for (int i = 0; i < 2; ++i) {
-    s.kernel[i] = static_cast<int>(weight.size(3 + i));
+  s.height = static_cast<int>(height);
+  s.width = static_cast<int>(width);
+  s.in = static_cast<int>(in);
+  s.out = static_cast<int>(out);
+  for (std::size_t i = 0; i < 2; ++i) {
+    s.kernel[i] = static_cast<int>(kernel[i]);
     s.padding[i] = static_cast<int>(padding[i]);
     s.dilation[i] = static_cast<int>(dilation[i]);
   }
-  return s;
+  return conv_takes(s);
 }
 
-kernel::Groups groups(const Tensor& images, const Tensor& offsets) {
-  return {.offsets = offsets.const_data_ptr<int32_t>(),
-          .experts = static_cast<int>(offsets.size(0) - 1),
-          .rows = images.size(0),
-          .each = images.size(2) * images.size(3)};
+/// Channels last, where kernels can read it in vectors of 16 bytes.
+Tensor readable(const Tensor& images) {
+  const Tensor in = images.contiguous(channels_last);
+  return aligned(in) ? in : in.clone();
 }
-
-bool takes(const Tensor& x, const Tensor& weight, const kernel::ConvShape& shape) {
-  return x.scalar_type() == at::kBFloat16 && x.numel() > 0 && aligned(x) && aligned(weight) && conv_takes(shape);
-}
-
-/// [E, out, kh, kw, in], contiguous.
-Tensor taps_first(const Tensor& weight) { return weight.permute({0, 1, 3, 4, 2}).contiguous(); }
 
 Pair conv_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offsets, IntArrayRef padding,
                     IntArrayRef dilation, bool moments) {
   check_conv(x, weight, offsets, padding, dilation);
   const c10::cuda::CUDAGuard device(x.device());
   const kernel::ConvShape shape = shape_of(x, weight, padding, dilation);
-  if (!kernel_takes(takes(x, weight, shape))) return conv_by_torch(x, weight, offsets, padding, dilation, moments);
-  const Tensor in = x.contiguous(channels_last), w = taps_first(weight), at = offsets.contiguous();
+  if (!kernel_takes(takes(x, shape))) return conv_by_torch(x, weight, offsets, padding, dilation, moments);
+  const Tensor in = readable(x), w = taps_first(weight), at = offsets.contiguous();
   const Tensor y = at::empty({x.size(0), shape.out, shape.out_height(), shape.out_width()},
                              x.options().memory_format(channels_last));
   const kernel::Groups images = groups(y, at);
@@ -156,9 +131,9 @@ Pair conv_backward_by_kernel(const Tensor& grad, const Tensor& x, const Tensor& 
                              IntArrayRef padding, IntArrayRef dilation, Needed needed) {
   const c10::cuda::CUDAGuard device(x.device());
   const kernel::ConvShape shape = shape_of(x, weight, padding, dilation);
-  if (!kernel_takes(takes(x, weight, shape) && grad.scalar_type() == x.scalar_type() && aligned(grad)))
+  if (!kernel_takes(takes(x, shape) && grad.scalar_type() == x.scalar_type()))
     return conv_backward_by_torch(grad, x, weight, offsets, padding, dilation, needed);
-  const Tensor g = grad.contiguous(channels_last), in = x.contiguous(channels_last), at = offsets.contiguous();
+  const Tensor g = readable(grad), in = readable(x), at = offsets.contiguous();
   const kernel::Groups images = groups(g, at);
   Tensor d_x = at::empty({0}, x.options()), d_weight = at::empty({0}, x.options());
   if (needed[0]) {
@@ -270,7 +245,7 @@ Pair norm_by_torch(const Tensor& x, const Tensor& weight, const Tensor& bias, Te
   check_norm(x, weight, bias, running_mean, offsets);
   const Tensor y = at::empty_like(x);
   const Tensor used = at::zeros({weight.size(0), 2, weight.size(1)}, x.options().dtype(wide(x)));
-  each_expert(offsets, [&](int64_t e, int64_t begin, int64_t end) {
+  each_expert(x, offsets, [&](int64_t e, int64_t begin, int64_t end) {
     const Tensor rows = x.slice(0, begin, end).to(wide(x));
     const int64_t items = rows.size(0) * rows.size(2) * rows.size(3);
     Tensor mean = running_mean[e].to(wide(x)), var = running_var[e].to(wide(x));
@@ -296,7 +271,7 @@ Pair norm_by_torch(const Tensor& x, const Tensor& weight, const Tensor& bias, Te
 Gradients norm_backward_by_torch(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& bias,
                                  const Tensor& used, const Tensor& offsets, bool batch_statistics, bool relu) {
   const Tensor d_x = at::empty_like(x), d_weight = at::zeros_like(weight), d_bias = at::zeros_like(bias);
-  each_expert(offsets, [&](int64_t e, int64_t begin, int64_t end) {
+  each_expert(x, offsets, [&](int64_t e, int64_t begin, int64_t end) {
     const Tensor rows = x.slice(0, begin, end).to(wide(x)), mean = used[e][0], inverse = used[e][1];
     const auto items = double(rows.size(0) * rows.size(2) * rows.size(3));
     const Tensor unit = (rows - by_channel(mean)) * by_channel(inverse), scale = weight[e].to(wide(x));
@@ -313,7 +288,7 @@ Gradients norm_backward_by_torch(const Tensor& grad, const Tensor& x, const Tens
 
 bool norm_takes(const Tensor& x, const Tensor& running_mean) {
   return x.scalar_type() == at::kBFloat16 && running_mean.scalar_type() == at::kFloat && x.size(1) % 8 == 0 &&
-         x.numel() > 0 && aligned(x);
+         x.numel() > 0;
 }
 
 Tensor floats(const Tensor& t) { return t.to(at::kFloat).contiguous(); }
@@ -327,7 +302,7 @@ Pair norm_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& bias, T
   if (!kernel_takes(norm_takes(x, running_mean) && contiguous))
     return norm_by_torch(x, weight, bias, running_mean, running_var, tracked, offsets, moments, batch_statistics, moves,
                          momentum, eps, relu);
-  const Tensor in = x.contiguous(channels_last), at = offsets.contiguous(), w = floats(weight), b = floats(bias);
+  const Tensor in = readable(x), at = offsets.contiguous(), w = floats(weight), b = floats(bias);
   const Tensor y = at::empty_like(in);
   const Tensor used = at::empty({w.size(0), 2, w.size(1)}, w.options());
   kernel::Normalise arguments{.groups = groups(in, at),
@@ -365,9 +340,9 @@ Pair norm_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& bias, T
 Gradients norm_backward_by_kernel(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& bias,
                                   const Tensor& used, const Tensor& offsets, bool batch_statistics, bool relu) {
   const c10::cuda::CUDAGuard device(x.device());
-  if (!kernel_takes(norm_takes(x, used) && grad.scalar_type() == x.scalar_type() && aligned(grad)))
+  if (!kernel_takes(norm_takes(x, used) && grad.scalar_type() == x.scalar_type()))
     return norm_backward_by_torch(grad, x, weight, bias, used, offsets, batch_statistics, relu);
-  const Tensor g = grad.contiguous(channels_last), in = x.contiguous(channels_last), at = offsets.contiguous();
+  const Tensor g = readable(grad), in = readable(x), at = offsets.contiguous();
   const Tensor w = floats(weight), b = floats(bias);
   const Tensor d_x = at::empty_like(in), d_weight = at::empty_like(w), d_bias = at::empty_like(b);
   const kernel::Groups images = groups(in, at);
@@ -454,6 +429,9 @@ TORCH_LIBRARY_FRAGMENT(moecod, m) {
   m.def(
       "grouped_conv2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor offsets, int[2] padding, int[2] dilation, "
       "bool[2] needed) -> (Tensor d_x, Tensor d_weight)");
+  m.def(
+      "conv2d_takes(int channels_in, int channels_out, int height, int width, int[2] kernel, int[2] padding, int[2] dilation) "
+      "-> bool", &conv2d_takes);
   m.def(
       "grouped_batch_norm(Tensor x, Tensor weight, Tensor bias, Tensor(a!) running_mean, Tensor(b!) running_var, "
       "Tensor(c!) num_batches_tracked, Tensor offsets, Tensor? moments, bool batch_statistics, bool moves, "

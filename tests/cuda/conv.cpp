@@ -1,6 +1,7 @@
 // moecod::grouped_conv2d and moecod::grouped_batch_norm against float64, expert by expert; the experts made of them.
 #include "moecod/expert/conv.hpp"
 #include "moecod/kernel/pieces.hpp"
+#include "moecod/layers/conv_norm.hpp"
 #include "moecod/moe/dispatch/batched.hpp"
 #include "moecod/moe/dispatch/grouped.hpp"
 #include "moecod/moe/experts/replicated.hpp"
@@ -267,6 +268,58 @@ TEST(GroupedBatchNorm, TakesTheMomentsOfTheConvolution_CUDA) {
   torch::manual_seed(5);
   for (int64_t channels : {64, 128, 320, 512, 24, 136})
     compare_norm({3, 0, 1, 5}, channels, {14, 14}, true, true, at::kBFloat16, true, true);
+}
+
+/// A single convolution with its normalisation under autocast to bfloat16, which the same kernels run, against float64.
+TEST(ConvNorm, OfOneExpertRunsTheKernels_CUDA) {
+  MOECOD_NEEDS_HOPPER();
+  torch::manual_seed(7);
+  for (const bool training : {true, false})
+    for (const auto& [in, out, format] : {std::tuple{64, 64, at::MemoryFormat::Contiguous}, {72, 136, channels_last}}) {
+      SCOPED_TRACE(::testing::Message() << in << " to " << out << ", training " << training);
+      layers::ConvNorm<> layer(layers::Conv2dOptions::square(in, out, 3));
+      {
+        const torch::NoGradGuard no_grad;
+        layer.norm->weight.uniform_(0.5, 1.5);
+        layer.norm->bias.normal_();
+        layer.norm->running_mean.normal_();
+        layer.conv->weight.copy_(layer.conv->weight.to(at::kBFloat16));
+      }
+      layers::ConvNorm<> wide(layers::Conv2dOptions::square(in, out, 3));
+      const auto state = [](layers::ConvNorm<>& of) {
+        Tensors all = of.parameters();
+        for (const at::Tensor& buffer : of.buffers()) all.push_back(buffer);
+        return all;
+      };
+      wide.to(at::kDouble);
+      for (std::size_t i = 0; i < state(layer).size(); ++i) {
+        const torch::NoGradGuard no_grad;
+        state(wide)[i].copy_(state(layer)[i]);
+      }
+      const at::Tensor x = at::randn({5, in, 14, 12}, at::kFloat).to(at::kBFloat16).to(at::kFloat);
+      const auto run = [&](layers::ConvNorm<>& of, const at::Tensor& input) {
+        of.train(training);
+        const at::Tensor leaf = input.detach().clone().set_requires_grad(true);
+        const at::Tensor y = of.forward(leaf);
+        Tensors wanted = of.parameters();
+        wanted.push_back(leaf);
+        Tensors all = results(y, wanted);
+        for (const at::Tensor& buffer : of.buffers()) all.push_back(buffer.clone());
+        return all;
+      };
+      const Tensors exact = run(wide, x.to(at::kDouble));
+      layer.to(at::kCUDA);
+      const AutocastGuard autocast({.device = at::kCUDA, .enabled = true, .dtype = at::kBFloat16, .cache = true});
+      const int64_t before = operators::fallbacks();
+      const at::Tensor given = x.cuda().contiguous(format);
+      ASSERT_TRUE(layer.conv->runs_grouped(given, {}));
+      const Tensors got = run(layer, given);
+      EXPECT_EQ(operators::fallbacks(), before);
+      for (std::size_t i = 0; i < got.size(); ++i) EXPECT_LE(relative_error(got[i].cpu(), exact[i]), 1e-2) << "result " << i;
+      expect_waits_never([&] { run(layer, given); });
+      const AutocastGuard full({.device = at::kCUDA, .enabled = false, .dtype = at::kBFloat16, .cache = true});
+      EXPECT_FALSE(layer.conv->runs_grouped(given, {})) << "float32 is LibTorch's";
+    }
 }
 
 /// The convolutional experts by Grouped against the same by Batched, both in bfloat16 on the device.

@@ -128,6 +128,18 @@ class Operators:
         with torch.backends.cudnn.flags(allow_tf32=False):
             self.check(got, want, (x, w))
 
+    def test_grouped_depthwise_conv2d(self):
+        x, w = self.normal(11, 3, 6, 5, grad=True), self.normal(4, 3, 1, 3, 3, grad=True)
+        got = ops.grouped_depthwise_conv2d(x, w, self.offsets(), [2, 1], [2, 1])
+
+        def convolve(rows, e):
+            return torch.nn.functional.conv2d(rows, w[e], padding=(2, 1), dilation=(2, 1), groups=3)
+
+        self.check(got, self.experts(convolve, x), (x, w))
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            opcheck(ops.grouped_depthwise_conv2d, (x.contiguous(memory_format=torch.channels_last).detach()
+                                                   .requires_grad_(), w, self.offsets(), [1, 1], [1, 1]))
+
     def norm(self):
         return ([self.normal(4, 3, grad=True), self.normal(4, 3, grad=True)],
                 [self.normal(4, 3), self.normal(4, 3).abs() + 1, torch.zeros(4, dtype=torch.int64, device=self.device)])
@@ -148,6 +160,20 @@ class Operators:
                 self.check(got, self.experts(normalise, x), (x, w, b))
                 torch.testing.assert_close(buffers[:2], [mean, var])
                 self.assertEqual(buffers[2].tolist(), [1, 0, 1, 1] if training else [0] * 4)
+
+    def test_backward_of_resized_and_pooled_maps(self):
+        x, seed = self.normal(2, 3, 7, 11, grad=True), self.normal(2, 3, 20, 13)
+        for corners in (False, True):
+            y = torch.nn.functional.interpolate(x, (20, 13), mode="bilinear", align_corners=corners)
+            torch.testing.assert_close(ops.resize_backward(seed, 7, 11, corners), torch.autograd.grad(y, x, seed)[0])
+        seed = self.normal(2, 3, 4, 5)
+        y = torch.nn.functional.adaptive_avg_pool2d(x, (4, 5))
+        torch.testing.assert_close(ops.average_pool_backward(seed, 7, 11), torch.autograd.grad(y, x, seed)[0])
+        y, index = torch.nn.functional.adaptive_max_pool2d(x, (4, 5), return_indices=True)
+        torch.testing.assert_close(ops.max_pool_backward(seed, index, 7, 11), torch.autograd.grad(y, x, seed)[0])
+        for op, arguments in ((ops.resize_backward, (seed, 7, 11, True)), (ops.average_pool_backward, (seed, 7, 11)),
+                              (ops.max_pool_backward, (seed, index, 7, 11))):
+            opcheck(op, arguments)
 
     def test_opcheck_of_grouped(self):
         offsets = self.offsets()

@@ -166,7 +166,7 @@ class Stage : public torch::nn::Module {
     const at::Tensor map = downsample_ ? downsample_->forward(x) : x;
     const int64_t height = map.size(2), width = map.size(3);
     const at::Tensor tokens = run_blocks(blocks_, to_tokens(map), recompute, height, width);
-    return to_map(norm_->forward(tokens), height, width).contiguous();
+    return to_map(norm_->forward(tokens), height, width);  // channels last, as convolutions on GPUs like it
   }
 
  private:

@@ -59,6 +59,20 @@ struct GroupedConv2d {
                                                        at::IntArrayRef, at::IntArrayRef, bool);
 };
 
+struct Conv2dTakes {
+  static constexpr const char* name = "moecod::conv2d_takes";
+  /// (channels in and out, height, width, kernel, padding, dilation) -> whether the current device has a kernel of
+  /// GroupedConv2d for such images in bfloat16
+  using signature = bool(int64_t, int64_t, int64_t, int64_t, at::IntArrayRef, at::IntArrayRef, at::IntArrayRef);
+};
+
+struct GroupedDepthwiseConv2d {
+  static constexpr const char* name = "moecod::grouped_depthwise_conv2d";
+  /// (x, weight, offsets, padding, dilation) -> y
+  using signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, at::IntArrayRef,
+                               at::IntArrayRef);
+};
+
 struct GroupedBatchNorm {
   static constexpr const char* name = "moecod::grouped_batch_norm";
   /// (x, weight, bias, running_mean, running_var, num_batches_tracked, offsets, moments, whether batch statistics are
@@ -67,6 +81,24 @@ struct GroupedBatchNorm {
                                                        at::Tensor, at::Tensor, at::Tensor, const at::Tensor&,
                                                        const std::optional<at::Tensor>&, bool, bool, double, double,
                                                        bool);
+};
+
+struct ResizeBackward {
+  static constexpr const char* name = "moecod::resize_backward";
+  /// (gradient of a map resized, height and width before it, whether corners lay on corners) -> gradient of the map
+  using signature = at::Tensor(const at::Tensor&, c10::SymInt, c10::SymInt, bool);
+};
+
+struct AveragePoolBackward {
+  static constexpr const char* name = "moecod::average_pool_backward";
+  /// (gradient of a map pooled, height and width before it) -> gradient of the map
+  using signature = at::Tensor(const at::Tensor&, c10::SymInt, c10::SymInt);
+};
+
+struct MaxPoolBackward {
+  static constexpr const char* name = "moecod::max_pool_backward";
+  /// (gradient of a map pooled, the index of what each output took, height and width before it) -> gradient of the map
+  using signature = at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymInt, c10::SymInt);
 };
 
 struct Fallbacks {

@@ -2,6 +2,13 @@
 #include <cstddef>
 #include <cstdint>
 
+/// For functions that kernels call as well as the host.
+#ifdef __CUDACC__
+#define MOECOD_HOST_DEVICE __host__ __device__
+#else
+#define MOECOD_HOST_DEVICE
+#endif
+
 /// What the kernels take: pointers to device memory and sizes. No LibTorch, no CUDA: any compiler reads this header.
 ///
 /// Sizes as in docs/contracts.md: N rows, E experts, S slots a row, K experts a row, M used slots. All arrays are
@@ -104,13 +111,7 @@ struct Groups {
   int experts = 1;                   ///< E
   int64_t rows = 0;                  ///< offsets[E], known on the host
   int64_t each = 1;                  ///< items a row
-#ifdef __CUDACC__
-  __host__ __device__
-#endif
-      int64_t
-      items() const {
-    return rows * each;
-  }
+  MOECOD_HOST_DEVICE int64_t items() const { return rows * each; }
   /// Pieces of at most `size` items, each of one expert, that all items are cut into; at most.
   int64_t pieces(int64_t size) const { return (items() + size - 1) / size + (experts < rows ? experts : rows); }
 };
@@ -173,9 +174,9 @@ struct ConvShape {
   int kernel[2] = {1, 1};
   int padding[2] = {0, 0};
   int dilation[2] = {1, 1};
-  int out_height() const { return height + 2 * padding[0] - dilation[0] * (kernel[0] - 1); }
-  int out_width() const { return width + 2 * padding[1] - dilation[1] * (kernel[1] - 1); }
-  int taps() const { return kernel[0] * kernel[1]; }
+  MOECOD_HOST_DEVICE int out_height() const { return height + 2 * padding[0] - dilation[0] * (kernel[0] - 1); }
+  MOECOD_HOST_DEVICE int out_width() const { return width + 2 * padding[1] - dilation[1] * (kernel[1] - 1); }
+  MOECOD_HOST_DEVICE int taps() const { return kernel[0] * kernel[1]; }
 };
 
 /// y = conv(x, weight of the image's expert); with `transposed` the gradient of its input: x is then the output's
@@ -202,6 +203,29 @@ struct ConvWeight {
   void* d_weight = nullptr;    ///< [E, out, kh, kw, in]
 };
 
+/// y = conv of each channel with the image's expert's filter for it; with `transposed` the gradient of its input, x and y as
+/// for Conv. shape.in and shape.out are both C, of any number. Fewer than 2^31 elements.
+struct Depthwise {
+  Groups groups;  ///< each: not used
+  ConvShape shape;
+  bool transposed = false;
+  Type type = Type::float32;     ///< of x, weight and y
+  const void* x = nullptr;       ///< [M, H, W, C]
+  const void* weight = nullptr;  ///< [E, kh, kw, C]
+  void* y = nullptr;             ///< [M, H', W', C]
+};
+
+struct DepthwiseWeight {
+  Groups groups;  ///< each: H' W'
+  ConvShape shape;
+  Type type = Type::float32;
+  const void* x = nullptr;     ///< [M, H, W, C]
+  const void* grad = nullptr;  ///< [M, H', W', C]
+  float* partial = nullptr;    ///< [groups.pieces(column_sums_piece), kh, kw, C]
+  void* d_weight = nullptr;    ///< [E, kh, kw, C]
+};
+inline constexpr int depthwise_columns = 7;  ///< kw that DepthwiseWeight takes, at most
+
 /// Batch normalisation over the positions of each expert's images, then ReLU if asked for; bfloat16, channels last.
 struct Normalise {
   Groups groups;
@@ -223,11 +247,7 @@ struct Normalise {
 };
 
 /// Items that one block of the normalisation takes: enough blocks for a large device, and no more than 512.
-#ifdef __CUDACC__
-__host__ __device__
-#endif
-    constexpr int
-    norm_piece(int64_t items) {
+MOECOD_HOST_DEVICE constexpr int norm_piece(int64_t items) {
   int piece = 32;
   while (piece < 512 && items / piece > 2048) piece *= 2;
   return piece;
@@ -247,6 +267,21 @@ struct NormaliseBackward {
   float* d_weight = nullptr;  ///< [E, C]
   float* d_bias = nullptr;    ///< [E, C]
   void* d_x = nullptr;        ///< [items, C]
+};
+
+/// How a map was resampled: bilinear (half-pixel centres, or corners on corners), or adaptive pooling.
+enum class Resample : int { bilinear, bilinear_corners, average, maximum };
+
+/// d_x of maps [images, height, width, channels] that were resampled to [images, out_height, out_width, channels];
+/// channels 1: one map after the other. Fewer than 2^31 samples and outputs.
+struct ResampleBackward {
+  const void* grad = nullptr;      ///< [images, out_height, out_width, channels]
+  const int64_t* index = nullptr;  ///< of a maximum: the sample y * width + x that each output took
+  int64_t images = 0;
+  int channels = 1, height = 1, width = 1, out_height = 1, out_width = 1;
+  Resample resample = Resample::bilinear;
+  Type type = Type::float32;
+  void* d_x = nullptr;  ///< [images, height, width, channels]
 };
 
 }  // namespace moecod::kernel

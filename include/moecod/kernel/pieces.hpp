@@ -13,21 +13,14 @@ struct Piece {
 };
 
 /// Pieces of so many items. Division of 64 bits is slow on a GPU, and there is one an expert.
-#ifdef __CUDACC__
-__host__ __device__
-#endif
-    inline int64_t
-    pieces_in(int64_t items, int64_t size) {
+MOECOD_HOST_DEVICE inline int64_t pieces_in(int64_t items, int64_t size) {
   const int64_t last = items + size - 1;
   return last < int64_t(1) << 32 ? static_cast<uint32_t>(last) / static_cast<uint32_t>(size) : last / size;
 }
 
 /// Piece `index`: experts in their order, each cut every `size` items from its first. One thread's work, O(E).
-#ifdef __CUDACC__
-__host__ __device__
-#endif
-    inline Piece
-    find_piece(const int32_t* offsets, int experts, int64_t each, int64_t size, int64_t index) {
+MOECOD_HOST_DEVICE inline Piece find_piece(const int32_t* offsets, int experts, int64_t each, int64_t size,
+                                           int64_t index) {
   Piece piece;
   int64_t first = 0, begin = each * offsets[0];
   for (int e = 0; e < experts; ++e) {
@@ -48,11 +41,7 @@ __host__ __device__
 }
 
 /// The pieces of an expert: the number of the first, and how many.
-#ifdef __CUDACC__
-__host__ __device__
-#endif
-    inline Piece
-    pieces_of(const int32_t* offsets, int expert, int64_t each, int64_t size) {
+MOECOD_HOST_DEVICE inline Piece pieces_of(const int32_t* offsets, int expert, int64_t each, int64_t size) {
   Piece piece;
   piece.expert = expert;
   for (int e = 0; e <= expert; ++e) {

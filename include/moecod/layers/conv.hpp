@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cmath>
+#include <optional>
 #include <tuple>
 
 #include "moecod/layers/stack.hpp"
@@ -31,8 +32,9 @@ struct Conv2dOptions {
 /// Shapes: x [M, in, H, W] -> [M, out, H', W']; weight [(n,) out, in / groups, kh, kw], bias [(n,) out].
 /// Initial values: weight and bias uniform in +-1/sqrt(fan in), as torch.nn.Conv2d; stacked layers are filled from
 /// single ones by their owner.
-/// Stacked layers of stride 1, one group and no bias run sorted images on CUDA by the operator moecod::grouped_conv2d,
-/// where it is there; `forward_grouped` also returns what the batch normalisation that follows would sum.
+/// Layers of stride 1 without bias run on CUDA by the operators of moecod::cuda, where they are there: stacked ones for
+/// sorted images, by moecod::grouped_conv2d or, with as many groups as channels in and out, grouped_depthwise_conv2d; single
+/// ones with a normalisation behind them (conv_norm.hpp) in bfloat16.
 /// Synchronises: never, but for sorted images on CUDA that no kernel takes.
 template <class Layers = Single>
 class Conv2d : public torch::nn::Module, public Decays {
@@ -63,18 +65,27 @@ class Conv2d : public torch::nn::Module, public Decays {
 
   /// Whether forward_grouped runs on such images.
   bool runs_grouped(const at::Tensor& x, const typename Layers::Group& group) const {
+    if (options_.bias || options_.stride != std::array<int64_t, 2>{1, 1}) return false;
     if constexpr (Layers::stacked) {
-      return !options_.bias && options_.groups == 1 && options_.stride == std::array<int64_t, 2>{1, 1} &&
-             find_grouped<operators::GroupedConv2d>(x, group);
+      return (options_.groups == 1 || depthwise()) && find_grouped<operators::GroupedConv2d>(x, group);
     } else {
-      return false;
+      (void)group;
+      if (options_.groups != 1 || x.dim() != 4 || x.size(0) == 0 || !in_bfloat16(x)) return false;
+      const auto* takes = operators::find<operators::Conv2dTakes>();
+      return takes && takes->call(options_.in, options_.out, x.size(2), x.size(3), options_.kernel, padding_,
+                                  options_.dilation);
     }
   }
 
-  /// All experts at once: y, and with `moments` those of y for BatchNorm2d::forward_grouped.
-  std::tuple<at::Tensor, at::Tensor> forward_grouped(const at::Tensor& x, const Stacked::Group& group, bool moments) {
-    return find_grouped<operators::GroupedConv2d>(x, group)
-        ->call(x, weight, group.offsets, padding_, options_.dilation, moments);
+  /// All experts at once: y, and with `moments` those of y for BatchNorm2d::forward_grouped, or nothing.
+  std::tuple<at::Tensor, std::optional<at::Tensor>> forward_grouped(const at::Tensor& x,
+                                                                    const typename Layers::Group& group, bool moments) {
+    const at::Tensor offsets = offsets_of<Layers>(x, group);
+    if (depthwise())
+      return {operators::find<operators::GroupedDepthwiseConv2d>()->call(x, weight, offsets, padding_, options_.dilation),
+              std::nullopt};
+    return operators::find<operators::GroupedConv2d>()->call(x, as_stacked<Layers>(weight), offsets, padding_,
+                                                             options_.dilation, moments);
   }
 
   const Conv2dOptions& options() const { return options_; }
@@ -87,6 +98,10 @@ class Conv2d : public torch::nn::Module, public Decays {
     const double bound = 1.0 / std::sqrt(static_cast<double>(weight[0].numel()));
     weight.uniform_(-bound, bound);
     if (bias.defined()) bias.uniform_(-bound, bound);
+  }
+
+  bool depthwise() const {
+    return options_.groups > 1 && options_.groups == options_.in && options_.groups == options_.out;
   }
 
   at::Tensor convolve(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b) const {

@@ -11,17 +11,15 @@ namespace moecod::layers {
 /// What follows the normalisation of a ConvNorm.
 enum class After { nothing, relu };
 
-/// norm(conv(x)), and ReLU if asked for; for sorted images on CUDA in three passes over them: the convolution also
-/// sums for the normalisation, which ReLU is part of. Shapes: x [M, in, H, W] -> [M, out, H', W']. Synchronises: as
-/// the layers.
+/// norm(conv(x)), and ReLU if asked for. Where the kernels of moecod::cuda run it (sorted images of stacked layers, or in
+/// bfloat16 those of a single one) in three passes over the images: the convolution also sums for the normalisation, which
+/// ReLU is part of. Shapes: x [M, in, H, W] -> [M, out, H', W']. Synchronises: as the layers.
 template <class Layers>
 at::Tensor conv_norm(Conv2d<Layers>& conv, BatchNorm2d<Layers>& norm, After after, const at::Tensor& x,
                      const typename Layers::Group& group) {
-  if constexpr (Layers::stacked) {
-    if (conv.runs_grouped(x, group) && norm.runs_grouped(x, group)) {
-      const auto [y, moments] = conv.forward_grouped(x, group, /*moments=*/norm.is_training());
-      return norm.forward_grouped(y, group, moments, after == After::relu);
-    }
+  if (conv.runs_grouped(x, group) && norm.runs_grouped(x, group)) {
+    const auto [y, moments] = conv.forward_grouped(x, group, /*moments=*/norm.is_training());
+    return norm.forward_grouped(y, group, moments, after == After::relu);
   }
   const at::Tensor y = norm.forward(conv.forward(x, group), group);
   return after == After::relu ? at::relu(y) : y;

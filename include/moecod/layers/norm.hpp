@@ -49,19 +49,22 @@ class BatchNorm2d : public torch::nn::Module, public BatchStatistics {
 
   /// Whether forward_grouped runs on such images.
   bool runs_grouped(const at::Tensor& x, const typename Layers::Group& group) const {
+    if (x.dim() != 4 || synchronises()) return false;
     if constexpr (Layers::stacked) {
-      return x.dim() == 4 && !synchronises() && find_grouped<operators::GroupedBatchNorm>(x, group);
+      return find_grouped<operators::GroupedBatchNorm>(x, group);
     } else {
-      return false;
+      (void)group;
+      return in_bfloat16(x) && operators::find<operators::GroupedBatchNorm>();
     }
   }
 
   /// All experts at once, then ReLU if asked for. moments: those that Conv2d::forward_grouped returned with x, or none.
-  at::Tensor forward_grouped(const at::Tensor& x, const Stacked::Group& group, const std::optional<at::Tensor>& moments,
-                             bool relu) {
-    const auto [y, used] = find_grouped<operators::GroupedBatchNorm>(x, group)->call(
-        x, weight, bias, running_mean, running_var, num_batches_tracked, group.offsets, moments, is_training(),
-        is_training() && !recomputing(), momentum_, eps_, relu);
+  at::Tensor forward_grouped(const at::Tensor& x, const typename Layers::Group& group,
+                             const std::optional<at::Tensor>& moments, bool relu) {
+    const auto [y, used] = operators::find<operators::GroupedBatchNorm>()->call(
+        x, as_stacked<Layers>(weight), as_stacked<Layers>(bias), as_stacked<Layers>(running_mean),
+        as_stacked<Layers>(running_var), as_stacked<Layers>(num_batches_tracked), offsets_of<Layers>(x, group), moments,
+        is_training(), is_training() && !recomputing(), momentum_, eps_, relu);
     return y;
   }
 

@@ -5,10 +5,12 @@
 #include <ATen/ops/adaptive_max_pool2d.h>
 #include <ATen/ops/adaptive_max_pool2d_backward.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include "moecod/core/operators.hpp"
 #include "moecod/layers/size_matrix.hpp"
 
 namespace moecod::layers {
@@ -25,7 +27,28 @@ inline at::Tensor average_matrix(int64_t in, int64_t out, bool /*variant*/ = fal
   return matrix;
 }
 
-/// The windows of adaptive pooling overlap, so LibTorch's CUDA backward adds with atomics; products do not.
+/// The gradient of a map [B, C, height, width] that was pooled to averages. The windows of adaptive pooling overlap, so
+/// LibTorch's CUDA backward adds with atomics; products do not.
+inline at::Tensor average_pool_backward(const at::Tensor& grad, int64_t height, int64_t width) {
+  const at::Tensor rows = size_matrix(average_matrix, height, grad.size(2), false, grad.options());
+  const at::Tensor columns = size_matrix(average_matrix, width, grad.size(3), false, grad.options());
+  return at::matmul(rows.t(), at::matmul(grad, columns));
+}
+
+/// The same of maxima, whose places in the map `index` names. index_put_ with accumulation sorts its indices, so equal
+/// ones add in a fixed order.
+inline at::Tensor max_pool_backward(const at::Tensor& grad, const at::Tensor& index, int64_t height, int64_t width) {
+  if (grad.is_cpu()) {  // takes no more than sizes from the map
+    const at::Tensor sizes = at::empty({}, grad.options()).expand({grad.size(0), grad.size(1), height, width});
+    return at::adaptive_max_pool2d_backward(grad, sizes, index);
+  }
+  const int64_t area = height * width, maps = grad.size(0) * grad.size(1);
+  const at::Tensor map = at::arange(maps, index.options()).view({maps, 1}) * area;
+  at::Tensor out = at::zeros({maps * area}, grad.options());
+  out.index_put_({(index.reshape({maps, -1}) + map).flatten()}, grad.reshape({-1}), /*accumulate=*/true);
+  return out.view({grad.size(0), grad.size(1), height, width});
+}
+
 struct AveragePoolFunction : torch::autograd::Function<AveragePoolFunction> {
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x, int64_t height, int64_t width) {
     ctx->saved_data["height"] = x.size(2);
@@ -34,32 +57,28 @@ struct AveragePoolFunction : torch::autograd::Function<AveragePoolFunction> {
   }
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  torch::autograd::variable_list grads) {
-    const at::Tensor& g = grads[0];
-    const auto matrix = [&](const char* side, int64_t out) {
-      return size_matrix(average_matrix, ctx->saved_data[side].toInt(), out, false, g.options());
-    };
-    const at::Tensor rows = matrix("height", g.size(2)), columns = matrix("width", g.size(3));
-    return {at::matmul(rows.t(), at::matmul(g, columns)), {}, {}};
+    const at::Tensor& grad = grads[0];
+    const int64_t height = ctx->saved_data["height"].toInt(), width = ctx->saved_data["width"].toInt();
+    const auto* op = operators::find_for<operators::AveragePoolBackward>(grad);
+    return {op ? op->call(grad, height, width) : average_pool_backward(grad, height, width), {}, {}};
   }
 };
 
 struct MaxPoolFunction : torch::autograd::Function<MaxPoolFunction> {
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x, int64_t height, int64_t width) {
     auto [out, index] = at::adaptive_max_pool2d(x, {height, width});
-    ctx->save_for_backward({x, index});
+    ctx->save_for_backward({index});
+    ctx->saved_data["height"] = x.size(2);
+    ctx->saved_data["width"] = x.size(3);
     return out;
   }
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  torch::autograd::variable_list grads) {
-    const auto saved = ctx->get_saved_variables();
-    const at::Tensor &x = saved[0], &index = saved[1], &g = grads[0];
-    if (x.is_cpu()) return {at::adaptive_max_pool2d_backward(g, x, index), {}, {}};
-    // index_put_ with accumulation sorts its indices, so equal ones add in a fixed order.
-    const int64_t area = x.size(2) * x.size(3), maps = x.size(0) * x.size(1);
-    const at::Tensor map = at::arange(maps, index.options()).view({maps, 1}) * area;
-    at::Tensor out = at::zeros({maps * area}, g.options());
-    out.index_put_({(index.reshape({maps, -1}) + map).flatten()}, g.reshape({-1}), /*accumulate=*/true);
-    return {out.view(x.sizes()), {}, {}};
+    const at::Tensor& grad = grads[0];
+    const at::Tensor index = ctx->get_saved_variables()[0];
+    const int64_t height = ctx->saved_data["height"].toInt(), width = ctx->saved_data["width"].toInt();
+    const auto* op = operators::find_for<operators::MaxPoolBackward>(grad);
+    return {op ? op->call(grad, index, height, width) : max_pool_backward(grad, index, height, width), {}, {}};
   }
 };
 

@@ -10,6 +10,7 @@
 #include <array>
 #include <cmath>
 
+#include "moecod/core/operators.hpp"
 #include "moecod/layers/size_matrix.hpp"
 
 namespace moecod::layers {
@@ -32,30 +33,35 @@ inline at::Tensor bilinear_matrix(int64_t in, int64_t out, bool align_corners) {
   return matrix;
 }
 
-/// LibTorch's backward of this operation adds with atomics on CUDA, in an order that changes from run to run; two
-/// matrix products give the same gradient in a fixed order.
+/// The gradient of a map [B, C, height, width] that was resized, from that of the result. LibTorch's backward of this
+/// operation adds with atomics on CUDA, in an order that changes from run to run; two matrix products give the same
+/// gradient in a fixed order.
+inline at::Tensor resize_backward(const at::Tensor& grad, int64_t height, int64_t width, bool align_corners) {
+  if (grad.is_cpu())
+    return at::upsample_bilinear2d_backward(grad, {grad.size(2), grad.size(3)},
+                                            {grad.size(0), grad.size(1), height, width}, align_corners);
+  const at::Tensor rows = size_matrix(bilinear_matrix, height, grad.size(2), align_corners, grad.options());
+  const at::Tensor columns = size_matrix(bilinear_matrix, width, grad.size(3), align_corners, grad.options());
+  return at::matmul(rows.t(), at::matmul(grad, columns));
+}
+
 struct ResizeFunction : torch::autograd::Function<ResizeFunction> {
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x, int64_t height, int64_t width,
                             bool align_corners) {
-    ctx->saved_data["sizes"] = x.sizes().vec();
+    ctx->saved_data["height"] = x.size(2);
+    ctx->saved_data["width"] = x.size(3);
     ctx->saved_data["align_corners"] = align_corners;
     return at::upsample_bilinear2d(x, {height, width}, align_corners);
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  torch::autograd::variable_list grads) {
-    const auto sizes = ctx->saved_data["sizes"].toIntVector();
+    const at::Tensor& grad = grads[0];
+    const int64_t height = ctx->saved_data["height"].toInt(), width = ctx->saved_data["width"].toInt();
     const bool align_corners = ctx->saved_data["align_corners"].toBool();
-    const at::Tensor& g = grads[0];
-    at::Tensor out;
-    if (g.is_cpu()) {
-      out = at::upsample_bilinear2d_backward(g, {g.size(2), g.size(3)}, sizes, align_corners);
-    } else {
-      const at::Tensor rows = size_matrix(bilinear_matrix, sizes[2], g.size(2), align_corners, g.options());
-      const at::Tensor columns = size_matrix(bilinear_matrix, sizes[3], g.size(3), align_corners, g.options());
-      out = at::matmul(rows.t(), at::matmul(g, columns));
-    }
-    return {out, {}, {}, {}};
+    const auto* op = operators::find_for<operators::ResizeBackward>(grad);
+    return {op ? op->call(grad, height, width, align_corners) : resize_backward(grad, height, width, align_corners),
+            {}, {}, {}};
   }
 };
 

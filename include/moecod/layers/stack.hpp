@@ -1,12 +1,15 @@
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/tensor.h>
 #include <torch/nn/module.h>
 
 #include <memory>
 #include <vector>
 
+#include "moecod/core/autocast.hpp"
 #include "moecod/core/operators.hpp"
+#include "moecod/layers/size_matrix.hpp"
 
 namespace moecod::distributed {
 class Group;
@@ -79,6 +82,41 @@ at::Tensor for_each_expert(const at::Tensor& x, const Stacked::Group& group, F&&
 template <class Operator>
 auto find_grouped(const at::Tensor& x, const Stacked::Group& group) {
   return group.expert < 0 ? operators::find_for<Operator>(x) : nullptr;
+}
+
+namespace detail {
+
+inline at::Tensor zero_and(int64_t, int64_t rows, bool) { return at::tensor({int64_t{0}, rows}, at::kLong); }
+
+}  // namespace detail
+
+/// Where the rows of each expert begin and end, [n + 1] int32 on the rows' device: the group's, or for a single expert 0
+/// and all of them. Synchronises: for a single expert on CUDA, the first time that it has so many rows.
+template <class Layers>
+at::Tensor offsets_of(const at::Tensor& x, const typename Layers::Group& group) {
+  if constexpr (Layers::stacked) {
+    return group.offsets;
+  } else {
+    (void)group;
+    return detail::size_matrix(detail::zero_and, 0, x.size(0), false, x.options().dtype(at::kInt));
+  }
+}
+
+/// A parameter or buffer with the leading dimension of experts that a single one lacks.
+template <class Layers>
+at::Tensor as_stacked(const at::Tensor& parameter) {
+  if constexpr (Layers::stacked) {
+    return parameter;
+  } else {
+    return parameter.unsqueeze(0);
+  }
+}
+
+/// Whether a layer that follows autocast works on such rows in bfloat16 on CUDA.
+inline bool in_bfloat16(const at::Tensor& x) {
+  if (!x.is_cuda()) return false;
+  const AutocastState autocast = AutocastState::current(at::kCUDA);
+  return (autocast.enabled ? autocast.dtype : x.scalar_type()) == at::kBFloat16;
 }
 
 /// The slices of a stacked parameter that a group needs, one an expert; undefined for an absent parameter.

@@ -22,9 +22,8 @@
 #include <vector>
 
 #include "moecod/core/pyramid.hpp"
-#include "moecod/layers/conv.hpp"
+#include "moecod/layers/conv_norm.hpp"
 #include "moecod/layers/linear.hpp"
-#include "moecod/layers/norm.hpp"
 #include "moecod/layers/pool.hpp"
 #include "moecod/layers/resize.hpp"
 #include "moecod/moe/kind.hpp"
@@ -71,7 +70,7 @@ class ConvBlock : public torch::nn::Module {
   ConvBlock(int64_t in, int64_t out, int64_t kernel, int64_t dilation = 1)
       : ConvBlock(layers::Conv2dOptions::square(in, out, kernel, dilation)) {}
 
-  at::Tensor forward(const at::Tensor& x) { return at::relu(norm_->forward(conv_->forward(x))); }
+  at::Tensor forward(const at::Tensor& x) { return layers::conv_norm(*conv_, *norm_, layers::After::relu, x, {}); }
 
  private:
   std::shared_ptr<layers::Conv2d<>> conv_;

@@ -1,0 +1,156 @@
+// moecod::grouped_depthwise_conv2d against float64, expert by expert; the stacked layer that uses it.
+#include "moecod/layers/conv.hpp"
+#include "tests/cuda/on_cuda.hpp"
+
+namespace moecod::on_cuda {
+namespace {
+
+using Pair = std::array<int64_t, 2>;
+constexpr auto channels_last = at::MemoryFormat::ChannelsLast;
+
+struct Case {
+  std::vector<int64_t> images;  // of each expert
+  int64_t channels;
+  Pair size, kernel{3, 3}, padding{1, 1}, dilation{1, 1};
+};
+
+at::Tensor offsets_of(const std::vector<int64_t>& images) {
+  std::vector<int32_t> ends{0};
+  for (int64_t n : images) ends.push_back(ends.back() + static_cast<int32_t>(n));
+  return at::tensor(ends, at::kInt).cuda();
+}
+
+/// y, d_x, d_weight.
+template <class Forward>
+Tensors results(const Forward& forward, const at::Tensor& x0, const at::Tensor& w0) {
+  const at::Tensor x = x0.detach().clone().set_requires_grad(true), w = w0.detach().clone().set_requires_grad(true);
+  const at::Tensor y = forward(x, w);
+  const at::Tensor number = at::arange(y.numel(), y.options().dtype(at::kDouble)).view(y.sizes());
+  const at::Tensor seed = number.mul(0.37).sin().to(at::kBFloat16).to(y.scalar_type());
+  const auto grads = torch::autograd::grad({y}, {x, w}, {seed});
+  return {y, grads[0], grads[1]};
+}
+
+Tensors by_operator(const Case& c, const at::Tensor& x, const at::Tensor& w) {
+  return results(
+      [&](const at::Tensor& x, const at::Tensor& w) {
+        return operators::find<operators::GroupedDepthwiseConv2d>()->call(x, w, offsets_of(c.images), c.padding, c.dilation);
+      },
+      x, w);
+}
+
+/// In float64, on the CPU.
+Tensors one_by_one(const Case& c, const at::Tensor& x, const at::Tensor& w) {
+  return results(
+      [&](const at::Tensor& x, const at::Tensor& w) {
+        Tensors out;
+        int64_t begin = 0;
+        for (std::size_t e = 0; e < c.images.size(); begin += c.images[e++])
+          if (c.images[e] > 0)
+            out.push_back(at::conv2d(x.slice(0, begin, begin + c.images[e]), w[int64_t(e)], {}, 1, c.padding, c.dilation,
+                                     c.channels));
+        return at::cat(out);
+      },
+      x.cpu().to(at::kDouble), w.cpu().to(at::kDouble));
+}
+
+int64_t total(const Case& c) {
+  int64_t sum = 0;
+  for (int64_t n : c.images) sum += n;
+  return sum;
+}
+
+Tensors inputs(const Case& c, at::ScalarType type) {
+  const auto experts = static_cast<int64_t>(c.images.size());
+  return {at::randn({total(c), c.channels, c.size[0], c.size[1]}, on(at::kFloat)).to(type).contiguous(channels_last),
+          at::randn({experts, c.channels, 1, c.kernel[0], c.kernel[1]}, on(at::kFloat)).to(type)};
+}
+
+const std::vector<Case> cases{
+    {{3, 0, 2}, 64, {14, 14}},
+    {{1, 1, 1, 1}, 320, {7, 9}},
+    {{0, 0, 5}, 35, {13, 6}},
+    {{2, 3}, 8, {20, 20}, {7, 7}, {3, 3}},
+    {{2, 3}, 24, {20, 17}, {5, 3}, {4, 2}, {2, 2}},
+    {{2, 1}, 16, {9, 9}, {3, 3}, {0, 0}},
+    {{0, 40}, 512, {14, 14}},
+};
+
+TEST(DepthwiseOperator, EqualsFloat64_CUDA) {
+  MOECOD_NEEDS_CUDA();
+  torch::manual_seed(1);
+  for (at::ScalarType type : {at::kFloat, at::kHalf, at::kBFloat16})
+    for (const Case& c : cases) {
+      SCOPED_TRACE(::testing::Message() << type << " " << at::IntArrayRef(c.images) << " images of " << c.channels << " x "
+                                        << at::IntArrayRef(c.size) << ", kernel " << at::IntArrayRef(c.kernel));
+      const Tensors in = inputs(c, type);
+      const int64_t before = operators::fallbacks();
+      const Tensors got = by_operator(c, in[0], in[1]);
+      EXPECT_EQ(operators::fallbacks(), before) << "the kernels take these";
+      const Tensors exact = one_by_one(c, in[0], in[1]);
+      const double tolerance = type == at::kFloat ? 2e-6 : type == at::kHalf ? 1e-3 : 6e-3;
+      const char* names[] = {"y", "d_x", "d_weight"};
+      for (int i = 0; i < 3; ++i) {
+        EXPECT_EQ(got[i].sizes(), exact[i].sizes()) << names[i];
+        EXPECT_LE(relative_error(got[i].cpu(), exact[i]), tolerance) << names[i];
+      }
+      EXPECT_TRUE(got[0].is_contiguous(channels_last));
+      for (std::size_t e = 0; e < c.images.size(); ++e)
+        if (c.images[e] == 0) {
+          EXPECT_EQ(got[2][int64_t(e)].abs().max().item<float>(), 0) << "an idle expert's gradient";
+        }
+    }
+}
+
+TEST(DepthwiseOperator, WideFiltersAndFloat64RunLibTorchsOperations_CUDA) {
+  MOECOD_NEEDS_CUDA();
+  torch::manual_seed(1);
+  const Case wide{{2, 3}, 8, {20, 20}, {9, 9}, {4, 4}};
+  for (const auto& [c, type] : {std::pair{wide, at::kFloat}, std::pair{cases[0], at::kDouble}}) {
+    const Tensors in = inputs(c, type);
+    const int64_t before = operators::fallbacks();
+    const Tensors got = by_operator(c, in[0], in[1]), exact = one_by_one(c, in[0], in[1]);
+    EXPECT_EQ(operators::fallbacks(), before + 2) << "forward and backward";
+    for (int i = 0; i < 3; ++i) EXPECT_LE(relative_error(got[i].cpu(), exact[i]), 1e-5);
+  }
+}
+
+TEST(DepthwiseOperator, RepeatsWaitsNeverAndIsCaptured_CUDA) {
+  MOECOD_NEEDS_CUDA();
+  torch::manual_seed(1);
+  const Case c{{0, 0, 0}, 64, {28, 28}};
+  const at::Tensor x = at::randn({9, 64, 28, 28}, on(at::kBFloat16)).contiguous(channels_last).set_requires_grad(true);
+  const at::Tensor w = at::randn({3, 64, 1, 3, 3}, on(at::kBFloat16)).set_requires_grad(true);
+  at::Tensor offsets = offsets_of({4, 0, 5});
+  const at::Tensor seed = at::randn({9, 64, 28, 28}, on(at::kBFloat16)).contiguous(channels_last);
+  const auto step = [&] {
+    const at::Tensor y = operators::find<operators::GroupedDepthwiseConv2d>()->call(x, w, offsets, c.padding, c.dilation);
+    const auto grads = torch::autograd::grad({y}, {x, w}, {seed});
+    return Tensors{y, grads[0], grads[1]};
+  };
+  expect_repeats(step);
+  expect_waits_never(step);
+  const std::vector<std::vector<int64_t>> routings{{9, 0, 0}, {1, 7, 1}, {0, 0, 9}, {3, 3, 3}};
+  expect_captures(step, [&](int i) { offsets.copy_(offsets_of(routings[std::size_t(i)])); });
+}
+
+TEST(DepthwiseOperator, RunsStackedLayers_CUDA) {
+  MOECOD_NEEDS_CUDA();
+  torch::manual_seed(1);
+  layers::Conv2d<layers::Stacked> layer({.in = 16, .out = 16, .groups = 16, .bias = false}, layers::Stacked{3});
+  {
+    const torch::NoGradGuard no_grad;
+    layer.weight.normal_();
+  }
+  layer.to(at::kCUDA);
+  const at::Tensor x = at::randn({5, 16, 12, 10}, on(at::kFloat)), offsets = offsets_of({2, 0, 3});
+  const auto group = layers::Stacked::Group::sorted(offsets);
+  ASSERT_TRUE(layer.runs_grouped(x, group));
+  const at::Tensor y = layer.forward(x, group);
+  const at::Tensor right = at::cat({at::conv2d(x.slice(0, 0, 2), layer.weight[0], {}, 1, 1, 1, 16),
+                                    at::conv2d(x.slice(0, 2, 5), layer.weight[2], {}, 1, 1, 1, 16)});
+  EXPECT_TRUE(close(y, right, 1e-4));
+}
+
+}  // namespace
+}  // namespace moecod::on_cuda
