@@ -1,4 +1,4 @@
-// The operator torch.ops.moecod.grouped_depthwise_conv2d: images sorted by expert, each channel by its expert's filter.
+// The operator torch.ops.moecod.grouped_depthwise_conv2d: images sorted by expert, each channel by its expert's filter and bias.
 //
 // The kernels take float32, bfloat16 and float16 of any number of channels, and filters of up to 7 columns; the rest goes
 // expert by expert, which reads the offsets back and is counted. Images are read channels last; others are copied.
@@ -7,6 +7,7 @@
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -30,10 +31,12 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-using Pair = std::tuple<Tensor, Tensor>;
-using Needed = std::array<bool, 2>;  // d_x, d_weight; what was not asked for is empty
+using std::optional;
+using Gradients = std::tuple<Tensor, Tensor, Tensor>;
+using Needed = std::array<bool, 3>;  // d_x, d_weight, d_bias; what was not asked for is empty
 
-void check(const Tensor& x, const Tensor& weight, const Tensor& offsets, IntArrayRef padding, IntArrayRef dilation) {
+void check(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& offsets, IntArrayRef padding,
+           IntArrayRef dilation) {
   constexpr const char* name = "moecod::grouped_depthwise_conv2d";
   TORCH_CHECK(weight.dim() == 5 && weight.sym_size(2) == 1, name, ": weight must be [E, C, 1, kh, kw], got ",
               weight.sym_sizes());
@@ -41,6 +44,9 @@ void check(const Tensor& x, const Tensor& weight, const Tensor& offsets, IntArra
               ", H, W], got ", x.sym_sizes());
   TORCH_CHECK(x.scalar_type() == weight.scalar_type(), name, ": x and weight must have one type, got ", x.scalar_type(),
               " and ", weight.scalar_type());
+  TORCH_CHECK(!bias || (bias->dim() == 2 && bias->sym_size(0) == weight.sym_size(0) &&
+                        bias->sym_size(1) == weight.sym_size(1) && bias->scalar_type() == x.scalar_type()),
+              name, ": bias must be [E, C] of x's type");
   TORCH_CHECK(padding.size() == 2 && dilation.size() == 2, name, ": padding and dilation must be pairs");
   check_offsets(name, offsets, weight.sym_size(0));
 }
@@ -52,26 +58,27 @@ bool takes(const Tensor& x, const Tensor& weight, IntArrayRef padding, IntArrayR
   return kernel_type(x) && x.numel() <= most && out > 0 && out <= most && weight.size(4) <= kernel::depthwise_columns;
 }
 
-/// [E, C, 1, kh, kw] as [E, kh, kw, C], contiguous; and back.
+/// [E, C, 1, kh, kw] as [E, kh, kw, C], contiguous.
 Tensor channels_behind(const Tensor& weight) { return weight.squeeze(2).permute({0, 2, 3, 1}).contiguous(); }
-Tensor channels_before(const Tensor& weight) { return weight.permute({0, 3, 1, 2}).unsqueeze(2); }
 
-Tensor by_torch(const Tensor& x, const Tensor& weight, const Tensor& offsets, IntArrayRef padding, IntArrayRef dilation) {
-  check(x, weight, offsets, padding, dilation);
+Tensor by_torch(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& offsets,
+       IntArrayRef padding, IntArrayRef dilation) {
+  check(x, weight, bias, offsets, padding, dilation);
   const Tensor y = at::empty_symint(conv_sizes(x, weight, padding, dilation), x.options().memory_format(channels_last));
   each_expert(x, offsets, [&](int64_t e, int64_t begin, int64_t end) {
     y.slice(0, begin, end)
-        .copy_(at::conv2d(x.slice(0, begin, end), weight[e], {}, /*stride=*/1, padding, dilation, /*groups=*/x.size(1)));
+        .copy_(at::conv2d(x.slice(0, begin, end), weight[e], bias ? (*bias)[e] : Tensor(), /*stride=*/1, padding, dilation, /*groups=*/x.size(1)));
   });
   return y;
 }
 
-Tensor by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offsets, IntArrayRef padding,
-                 IntArrayRef dilation) {
-  check(x, weight, offsets, padding, dilation);
-  if (!kernel_takes(takes(x, weight, padding, dilation))) return by_torch(x, weight, offsets, padding, dilation);
+Tensor by_kernel(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& offsets,
+       IntArrayRef padding, IntArrayRef dilation) {
+  check(x, weight, bias, offsets, padding, dilation);
+  if (!kernel_takes(takes(x, weight, padding, dilation))) return by_torch(x, weight, bias, offsets, padding, dilation);
   const c10::cuda::CUDAGuard device(x.device());
   const Tensor in = x.contiguous(channels_last), w = channels_behind(weight), at = offsets.contiguous();
+  const Tensor b = bias ? bias->contiguous() : Tensor();
   kernel::ConvShape shape = shape_of(x, weight, padding, dilation);
   shape.in = shape.out;
   const Tensor y = at::empty({x.size(0), shape.out, shape.out_height(), shape.out_width()},
@@ -81,33 +88,43 @@ Tensor by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offsets, I
                             .type = *kernel_type(x),
                             .x = in.const_data_ptr(),
                             .weight = w.const_data_ptr(),
+                            .bias = b.defined() ? b.const_data_ptr() : nullptr,
                             .y = y.mutable_data_ptr()},
                            stream()));
   return y;
 }
 
-Tensor shapes(const Tensor& x, const Tensor& weight, const Tensor& offsets, IntArrayRef padding, IntArrayRef dilation) {
-  check(x, weight, offsets, padding, dilation);
+Tensor shapes(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& offsets,
+       IntArrayRef padding, IntArrayRef dilation) {
+  check(x, weight, bias, offsets, padding, dilation);
   return at::empty_symint(conv_sizes(x, weight, padding, dilation), x.options().memory_format(channels_last));
 }
 
-Pair backward_by_torch(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& offsets,
-                       IntArrayRef padding, IntArrayRef dilation, Needed needed) {
-  const Tensor d_x = needed[0] ? at::empty_like(x) : at::empty({0}, x.options());
-  const Tensor d_weight = needed[1] ? at::zeros_like(weight) : at::empty({0}, x.options());
-  each_expert(x, offsets, [&](int64_t e, int64_t begin, int64_t end) {
-    const auto [dx, dw, db] =
-        at::convolution_backward(grad.slice(0, begin, end), x.slice(0, begin, end), weight[e], {}, /*stride=*/{1, 1},
-                                 padding, dilation, /*transposed=*/false, /*output_padding=*/{0, 0},
-                                 /*groups=*/x.size(1), {needed[0], needed[1], false});
-    if (needed[0]) d_x.slice(0, begin, end).copy_(dx);
-    if (needed[1]) d_weight[e].copy_(dw);
-  });
-  return {d_x, d_weight};
+/// What of a gradient was not asked for is empty.
+Gradients asked(const Tensor& d_x, const Tensor& d_weight, const Tensor& d_bias, const Tensor& x) {
+  const auto or_empty = [&](const Tensor& t) { return t.defined() ? t : at::empty({0}, x.options()); };
+  return {or_empty(d_x), or_empty(d_weight), or_empty(d_bias)};
 }
 
-Pair backward_by_kernel(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& offsets,
-                        IntArrayRef padding, IntArrayRef dilation, Needed needed) {
+Gradients backward_by_torch(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& offsets,
+                            IntArrayRef padding, IntArrayRef dilation, Needed needed) {
+  const Tensor d_x = needed[0] ? at::empty_like(x) : Tensor();
+  const Tensor d_weight = needed[1] ? at::zeros_like(weight) : Tensor();
+  const Tensor d_bias = needed[2] ? at::zeros({weight.size(0), weight.size(1)}, x.options()) : Tensor();
+  each_expert(x, offsets, [&](int64_t e, int64_t begin, int64_t end) {
+    const auto [dx, dw, db] =
+        at::convolution_backward(grad.slice(0, begin, end), x.slice(0, begin, end), weight[e],
+                                 at::OptionalIntArrayRef({weight.size(1)}), /*stride=*/{1, 1}, padding, dilation,
+                                 /*transposed=*/false, /*output_padding=*/{0, 0}, /*groups=*/x.size(1), needed);
+    if (needed[0]) d_x.slice(0, begin, end).copy_(dx);
+    if (needed[1]) d_weight[e].copy_(dw);
+    if (needed[2]) d_bias[e].copy_(db);
+  });
+  return asked(d_x, d_weight, d_bias, x);
+}
+
+Gradients backward_by_kernel(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& offsets,
+                             IntArrayRef padding, IntArrayRef dilation, Needed needed) {
   if (!kernel_takes(takes(x, weight, padding, dilation) && grad.scalar_type() == x.scalar_type()))
     return backward_by_torch(grad, x, weight, offsets, padding, dilation, needed);
   const c10::cuda::CUDAGuard device(x.device());
@@ -115,7 +132,7 @@ Pair backward_by_kernel(const Tensor& grad, const Tensor& x, const Tensor& weigh
   kernel::ConvShape shape = shape_of(x, weight, padding, dilation);
   shape.in = shape.out;
   const kernel::Groups images = groups(g, at);
-  Tensor d_x = at::empty({0}, x.options()), d_weight = at::empty({0}, x.options());
+  Tensor d_x, d_weight, d_bias;
   if (needed[0]) {
     const Tensor w = channels_behind(weight);
     d_x = at::empty(x.sizes(), x.options().memory_format(channels_last));
@@ -128,9 +145,10 @@ Pair backward_by_kernel(const Tensor& grad, const Tensor& x, const Tensor& weigh
                               .y = d_x.mutable_data_ptr()},
                              stream()));
   }
-  if (needed[1]) {
-    d_weight = at::empty({weight.size(0), weight.size(3), weight.size(4), weight.size(1)}, x.options());
-    const Tensor partial = at::empty({images.pieces(kernel::column_sums_piece), shape.taps(), shape.out},
+  if (needed[1] || needed[2]) {
+    const int64_t taps = shape.taps();
+    const Tensor both = at::empty({weight.size(0), taps + 1, weight.size(1)}, x.options());
+    const Tensor partial = at::empty({images.pieces(kernel::column_sums_piece), taps + 1, shape.out},
                                      x.options().dtype(at::kFloat));
     C10_CUDA_CHECK(depthwise_weight({.groups = images,
                                      .shape = shape,
@@ -138,65 +156,73 @@ Pair backward_by_kernel(const Tensor& grad, const Tensor& x, const Tensor& weigh
                                      .x = in.const_data_ptr(),
                                      .grad = g.const_data_ptr(),
                                      .partial = partial.mutable_data_ptr<float>(),
-                                     .d_weight = d_weight.mutable_data_ptr()},
+                                     .d_weight = both.mutable_data_ptr()},
                                     stream()));
-    d_weight = channels_before(d_weight);
+    if (needed[1]) d_weight = both.slice(1, 0, taps).transpose(1, 2).reshape(weight.sizes());
+    if (needed[2]) d_bias = both.select(1, taps).clone();
   }
-  return {d_x, d_weight};
+  return asked(d_x, d_weight, d_bias, x);
 }
 
-Pair backward_shapes(const Tensor&, const Tensor& x, const Tensor& weight, const Tensor&, IntArrayRef, IntArrayRef,
-                     Needed needed) {
-  return {needed[0] ? at::empty_like(x) : at::empty({0}, x.options()),
-          needed[1] ? at::empty_like(weight) : at::empty({0}, weight.options())};
+Gradients backward_shapes(const Tensor&, const Tensor& x, const Tensor& weight, const Tensor&, IntArrayRef, IntArrayRef,
+                          Needed needed) {
+  return asked(needed[0] ? at::empty_like(x) : Tensor(),
+               needed[1] ? at::empty_symint(weight.sym_sizes(), weight.options()) : Tensor(),
+               needed[2] ? at::empty_symint({weight.sym_size(0), weight.sym_size(1)}, weight.options()) : Tensor(), x);
 }
 
 struct Backward {
   static constexpr const char* name = "moecod::grouped_depthwise_conv2d_backward";
-  using signature = Pair(const Tensor&, const Tensor&, const Tensor&, const Tensor&, IntArrayRef, IntArrayRef, Needed);
+  using signature = Gradients(const Tensor&, const Tensor&, const Tensor&, const Tensor&, IntArrayRef, IntArrayRef,
+                              Needed);
 };
 
 struct DepthwiseFunction : Function<DepthwiseFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& offsets,
-                        IntArrayRef padding, IntArrayRef dilation) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const optional<Tensor>& bias,
+                        const Tensor& offsets, IntArrayRef padding, IntArrayRef dilation) {
     const at::AutoDispatchBelowADInplaceOrView below;
     ctx->save_for_backward({x, weight, offsets});
     ctx->saved_data["padding"] = padding.vec();
     ctx->saved_data["dilation"] = dilation.vec();
-    return call<operators::GroupedDepthwiseConv2d>(x, weight, offsets, padding, dilation);
+    ctx->saved_data["biased"] = bias && bias->defined();
+    return call<operators::GroupedDepthwiseConv2d>(x, weight, bias, offsets, padding, dilation);
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const auto padding = ctx->saved_data["padding"].toIntVector(), dilation = ctx->saved_data["dilation"].toIntVector();
-    const Needed needed{ctx->needs_input_grad(0), ctx->needs_input_grad(1)};
-    const auto [d_x, d_weight] = call<Backward>(grads[0], saved[0], saved[1], saved[2], IntArrayRef(padding),
-                                                IntArrayRef(dilation), needed);
-    return {needed[0] ? d_x : Tensor(), needed[1] ? d_weight : Tensor(), {}, {}, {}};
+    // needs_input_grad counts the tensors that were given.
+    const Needed needed{ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+                        ctx->saved_data["biased"].toBool() && ctx->needs_input_grad(2)};
+    const auto [d_x, d_weight, d_bias] = call<Backward>(grads[0], saved[0], saved[1], saved[2], IntArrayRef(padding),
+                                                        IntArrayRef(dilation), needed);
+    return {needed[0] ? d_x : Tensor(), needed[1] ? d_weight : Tensor(), needed[2] ? d_bias : Tensor(), {}, {}, {}};
   }
 };
 
-Tensor with_autograd(const Tensor& x, const Tensor& weight, const Tensor& offsets, IntArrayRef padding,
-                     IntArrayRef dilation) {
-  return DepthwiseFunction::apply(x, weight, offsets, padding, dilation);
+Tensor with_autograd(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& offsets,
+                     IntArrayRef padding, IntArrayRef dilation) {
+  return DepthwiseFunction::apply(x, weight, bias, offsets, padding, dilation);
 }
 
-Tensor with_autocast(const Tensor& x, const Tensor& weight, const Tensor& offsets, IntArrayRef padding,
-                     IntArrayRef dilation) {
+Tensor with_autocast(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& offsets,
+                     IntArrayRef padding, IntArrayRef dilation) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCUDA);
-  const auto type = at::autocast::get_autocast_dtype(at::kCUDA);
-  return call<operators::GroupedDepthwiseConv2d>(at::autocast::cached_cast(type, x, at::kCUDA),
-                                                 at::autocast::cached_cast(type, weight, at::kCUDA), offsets, padding,
-                                                 dilation);
+  const auto cast = [type = at::autocast::get_autocast_dtype(at::kCUDA)](const Tensor& t) {
+    return at::autocast::cached_cast(type, t, at::kCUDA);
+  };
+  return call<operators::GroupedDepthwiseConv2d>(cast(x), cast(weight), bias ? optional(cast(*bias)) : bias, offsets,
+                                                 padding, dilation);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(moecod, m) {
   m.def(
-      "grouped_depthwise_conv2d(Tensor x, Tensor weight, Tensor offsets, int[2] padding, int[2] dilation) -> Tensor");
+      "grouped_depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor offsets, int[2] padding, int[2] dilation) -> "
+      "Tensor");
   m.def(
       "grouped_depthwise_conv2d_backward(Tensor grad, Tensor x, Tensor weight, Tensor offsets, int[2] padding, "
-      "int[2] dilation, bool[2] needed) -> (Tensor d_x, Tensor d_weight)");
+      "int[2] dilation, bool[3] needed) -> (Tensor d_x, Tensor d_weight, Tensor d_bias)");
 }
 
 TORCH_LIBRARY_IMPL(moecod, CUDA, m) {

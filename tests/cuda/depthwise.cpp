@@ -1,5 +1,8 @@
 // moecod::grouped_depthwise_conv2d against float64, expert by expert; the stacked layer that uses it.
+#include <optional>
+
 #include "moecod/layers/conv.hpp"
+#include "moecod/layers/norm.hpp"
 #include "tests/cuda/on_cuda.hpp"
 
 namespace moecod::on_cuda {
@@ -20,38 +23,43 @@ at::Tensor offsets_of(const std::vector<int64_t>& images) {
   return at::tensor(ends, at::kInt).cuda();
 }
 
-/// y, d_x, d_weight.
+/// y, d_x, d_weight and, where there is a bias, d_bias.
 template <class Forward>
-Tensors results(const Forward& forward, const at::Tensor& x0, const at::Tensor& w0) {
-  const at::Tensor x = x0.detach().clone().set_requires_grad(true), w = w0.detach().clone().set_requires_grad(true);
-  const at::Tensor y = forward(x, w);
+Tensors results(const Forward& forward, const Tensors& in) {
+  Tensors leaves;
+  for (const at::Tensor& t : in) leaves.push_back(t.detach().clone().set_requires_grad(true));
+  const at::Tensor y = forward(leaves[0], leaves[1], leaves.size() > 2 ? std::optional(leaves[2]) : std::nullopt);
   const at::Tensor number = at::arange(y.numel(), y.options().dtype(at::kDouble)).view(y.sizes());
   const at::Tensor seed = number.mul(0.37).sin().to(at::kBFloat16).to(y.scalar_type());
-  const auto grads = torch::autograd::grad({y}, {x, w}, {seed});
-  return {y, grads[0], grads[1]};
+  Tensors all{y};
+  for (const at::Tensor& grad : torch::autograd::grad({y}, leaves, {seed})) all.push_back(grad);
+  return all;
 }
 
-Tensors by_operator(const Case& c, const at::Tensor& x, const at::Tensor& w) {
+Tensors by_operator(const Case& c, const Tensors& in) {
   return results(
-      [&](const at::Tensor& x, const at::Tensor& w) {
-        return operators::find<operators::GroupedDepthwiseConv2d>()->call(x, w, offsets_of(c.images), c.padding, c.dilation);
+      [&](const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& b) {
+        return operators::find<operators::GroupedDepthwiseConv2d>()->call(x, w, b, offsets_of(c.images), c.padding,
+                                                                          c.dilation);
       },
-      x, w);
+      in);
 }
 
 /// In float64, on the CPU.
-Tensors one_by_one(const Case& c, const at::Tensor& x, const at::Tensor& w) {
+Tensors one_by_one(const Case& c, const Tensors& in) {
+  Tensors wide;
+  for (const at::Tensor& t : in) wide.push_back(t.cpu().to(at::kDouble));
   return results(
-      [&](const at::Tensor& x, const at::Tensor& w) {
+      [&](const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& b) {
         Tensors out;
         int64_t begin = 0;
         for (std::size_t e = 0; e < c.images.size(); begin += c.images[e++])
           if (c.images[e] > 0)
-            out.push_back(at::conv2d(x.slice(0, begin, begin + c.images[e]), w[int64_t(e)], {}, 1, c.padding, c.dilation,
-                                     c.channels));
+            out.push_back(at::conv2d(x.slice(0, begin, begin + c.images[e]), w[int64_t(e)],
+                                     b ? (*b)[int64_t(e)] : at::Tensor(), 1, c.padding, c.dilation, c.channels));
         return at::cat(out);
       },
-      x.cpu().to(at::kDouble), w.cpu().to(at::kDouble));
+      wide);
 }
 
 int64_t total(const Case& c) {
@@ -60,10 +68,12 @@ int64_t total(const Case& c) {
   return sum;
 }
 
-Tensors inputs(const Case& c, at::ScalarType type) {
+Tensors inputs(const Case& c, at::ScalarType type, bool bias) {
   const auto experts = static_cast<int64_t>(c.images.size());
-  return {at::randn({total(c), c.channels, c.size[0], c.size[1]}, on(at::kFloat)).to(type).contiguous(channels_last),
-          at::randn({experts, c.channels, 1, c.kernel[0], c.kernel[1]}, on(at::kFloat)).to(type)};
+  Tensors in{at::randn({total(c), c.channels, c.size[0], c.size[1]}, on(at::kFloat)).to(type).contiguous(channels_last),
+             at::randn({experts, c.channels, 1, c.kernel[0], c.kernel[1]}, on(at::kFloat)).to(type)};
+  if (bias) in.push_back(at::randn({experts, c.channels}, on(at::kFloat)).to(type));
+  return in;
 }
 
 const std::vector<Case> cases{
@@ -80,26 +90,28 @@ TEST(DepthwiseOperator, EqualsFloat64_CUDA) {
   MOECOD_NEEDS_CUDA();
   torch::manual_seed(1);
   for (at::ScalarType type : {at::kFloat, at::kHalf, at::kBFloat16})
-    for (const Case& c : cases) {
-      SCOPED_TRACE(::testing::Message() << type << " " << at::IntArrayRef(c.images) << " images of " << c.channels << " x "
-                                        << at::IntArrayRef(c.size) << ", kernel " << at::IntArrayRef(c.kernel));
-      const Tensors in = inputs(c, type);
-      const int64_t before = operators::fallbacks();
-      const Tensors got = by_operator(c, in[0], in[1]);
-      EXPECT_EQ(operators::fallbacks(), before) << "the kernels take these";
-      const Tensors exact = one_by_one(c, in[0], in[1]);
-      const double tolerance = type == at::kFloat ? 2e-6 : type == at::kHalf ? 1e-3 : 6e-3;
-      const char* names[] = {"y", "d_x", "d_weight"};
-      for (int i = 0; i < 3; ++i) {
-        EXPECT_EQ(got[i].sizes(), exact[i].sizes()) << names[i];
-        EXPECT_LE(relative_error(got[i].cpu(), exact[i]), tolerance) << names[i];
-      }
-      EXPECT_TRUE(got[0].is_contiguous(channels_last));
-      for (std::size_t e = 0; e < c.images.size(); ++e)
-        if (c.images[e] == 0) {
-          EXPECT_EQ(got[2][int64_t(e)].abs().max().item<float>(), 0) << "an idle expert's gradient";
+    for (const Case& c : cases)
+      for (const bool bias : {false, true}) {
+        SCOPED_TRACE(::testing::Message() << type << " " << at::IntArrayRef(c.images) << " images of " << c.channels << " x "
+                                          << at::IntArrayRef(c.size) << ", kernel " << at::IntArrayRef(c.kernel)
+                                          << ", bias " << bias);
+        const Tensors in = inputs(c, type, bias);
+        const int64_t before = operators::fallbacks();
+        const Tensors got = by_operator(c, in);
+        EXPECT_EQ(operators::fallbacks(), before) << "the kernels take these";
+        const Tensors exact = one_by_one(c, in);
+        const double tolerance = type == at::kFloat ? 2e-6 : type == at::kHalf ? 1e-3 : 6e-3;
+        const char* names[] = {"y", "d_x", "d_weight", "d_bias"};
+        for (std::size_t i = 0; i < got.size(); ++i) {
+          EXPECT_EQ(got[i].sizes(), exact[i].sizes()) << names[i];
+          EXPECT_LE(relative_error(got[i].cpu(), exact[i]), tolerance) << names[i];
         }
-    }
+        EXPECT_TRUE(got[0].is_contiguous(channels_last));
+        for (std::size_t e = 0; e < c.images.size(); ++e)
+          if (c.images[e] == 0) {
+            EXPECT_EQ(got[2][int64_t(e)].abs().max().item<float>(), 0) << "an idle expert's gradient";
+          }
+      }
 }
 
 TEST(DepthwiseOperator, WideFiltersAndFloat64RunLibTorchsOperations_CUDA) {
@@ -107,11 +119,11 @@ TEST(DepthwiseOperator, WideFiltersAndFloat64RunLibTorchsOperations_CUDA) {
   torch::manual_seed(1);
   const Case wide{{2, 3}, 8, {20, 20}, {9, 9}, {4, 4}};
   for (const auto& [c, type] : {std::pair{wide, at::kFloat}, std::pair{cases[0], at::kDouble}}) {
-    const Tensors in = inputs(c, type);
+    const Tensors in = inputs(c, type, /*bias=*/true);
     const int64_t before = operators::fallbacks();
-    const Tensors got = by_operator(c, in[0], in[1]), exact = one_by_one(c, in[0], in[1]);
+    const Tensors got = by_operator(c, in), exact = one_by_one(c, in);
     EXPECT_EQ(operators::fallbacks(), before + 2) << "forward and backward";
-    for (int i = 0; i < 3; ++i) EXPECT_LE(relative_error(got[i].cpu(), exact[i]), 1e-5);
+    for (std::size_t i = 0; i < got.size(); ++i) EXPECT_LE(relative_error(got[i].cpu(), exact[i]), 1e-5);
   }
 }
 
@@ -121,12 +133,13 @@ TEST(DepthwiseOperator, RepeatsWaitsNeverAndIsCaptured_CUDA) {
   const Case c{{0, 0, 0}, 64, {28, 28}};
   const at::Tensor x = at::randn({9, 64, 28, 28}, on(at::kBFloat16)).contiguous(channels_last).set_requires_grad(true);
   const at::Tensor w = at::randn({3, 64, 1, 3, 3}, on(at::kBFloat16)).set_requires_grad(true);
+  const at::Tensor b = at::randn({3, 64}, on(at::kBFloat16)).set_requires_grad(true);
   at::Tensor offsets = offsets_of({4, 0, 5});
   const at::Tensor seed = at::randn({9, 64, 28, 28}, on(at::kBFloat16)).contiguous(channels_last);
   const auto step = [&] {
-    const at::Tensor y = operators::find<operators::GroupedDepthwiseConv2d>()->call(x, w, offsets, c.padding, c.dilation);
-    const auto grads = torch::autograd::grad({y}, {x, w}, {seed});
-    return Tensors{y, grads[0], grads[1]};
+    const at::Tensor y = operators::find<operators::GroupedDepthwiseConv2d>()->call(x, w, b, offsets, c.padding, c.dilation);
+    const auto grads = torch::autograd::grad({y}, {x, w, b}, {seed});
+    return Tensors{y, grads[0], grads[1], grads[2]};
   };
   expect_repeats(step);
   expect_waits_never(step);
@@ -134,22 +147,53 @@ TEST(DepthwiseOperator, RepeatsWaitsNeverAndIsCaptured_CUDA) {
   expect_captures(step, [&](int i) { offsets.copy_(offsets_of(routings[std::size_t(i)])); });
 }
 
-TEST(DepthwiseOperator, RunsStackedLayers_CUDA) {
+TEST(DepthwiseOperator, RunsLayers_CUDA) {
   MOECOD_NEEDS_CUDA();
   torch::manual_seed(1);
-  layers::Conv2d<layers::Stacked> layer({.in = 16, .out = 16, .groups = 16, .bias = false}, layers::Stacked{3});
+  const layers::Conv2dOptions options{.in = 16, .out = 16, .groups = 16};
+  layers::Conv2d<layers::Stacked> stacked(options, layers::Stacked{3});
+  layers::Conv2d<> single(options);
   {
     const torch::NoGradGuard no_grad;
-    layer.weight.normal_();
+    stacked.weight.normal_();
+    stacked.bias.normal_();
   }
-  layer.to(at::kCUDA);
+  stacked.to(at::kCUDA);
+  single.to(at::kCUDA, at::kBFloat16);
   const at::Tensor x = at::randn({5, 16, 12, 10}, on(at::kFloat)), offsets = offsets_of({2, 0, 3});
   const auto group = layers::Stacked::Group::sorted(offsets);
-  ASSERT_TRUE(layer.runs_grouped(x, group));
-  const at::Tensor y = layer.forward(x, group);
-  const at::Tensor right = at::cat({at::conv2d(x.slice(0, 0, 2), layer.weight[0], {}, 1, 1, 1, 16),
-                                    at::conv2d(x.slice(0, 2, 5), layer.weight[2], {}, 1, 1, 1, 16)});
-  EXPECT_TRUE(close(y, right, 1e-4));
+  ASSERT_TRUE(stacked.runs_grouped(x, group));
+  const auto right = [&](int64_t begin, int64_t end, const at::Tensor& w, const at::Tensor& b) {
+    return at::conv2d(x.slice(0, begin, end), w, b, 1, 1, 1, 16);
+  };
+  EXPECT_TRUE(close(stacked.forward(x, group), at::cat({right(0, 2, stacked.weight[0], stacked.bias[0]),
+                                                        right(2, 5, stacked.weight[2], stacked.bias[2])}), 1e-4));
+  ASSERT_TRUE(single.runs_grouped(x.to(at::kBFloat16), {}));
+  EXPECT_FALSE(single.runs_grouped(x, {})) << "float32 is LibTorch's";
+  const at::Tensor wide = right(0, 5, single.weight.to(at::kFloat), single.bias.to(at::kFloat));
+  EXPECT_LE(relative_error(single.forward(x.to(at::kBFloat16)), wide), 1e-2);
+}
+
+/// Rounding to bfloat16 is all that autocast costs a layer normalisation.
+TEST(LayerNorm, StaysInBfloat16UnderAutocast_CUDA) {
+  MOECOD_NEEDS_CUDA();
+  torch::manual_seed(1);
+  layers::LayerNorm<> norm(320);
+  {
+    const torch::NoGradGuard no_grad;
+    norm.weight.normal_();
+    norm.bias.normal_();
+  }
+  norm.to(at::kCUDA);
+  const at::Tensor x = (at::randn({4, 50, 320}, on(at::kFloat)) * 3 + 1).set_requires_grad(true);
+  const at::Tensor seed = at::randn_like(x), wide = norm.forward(x);
+  const auto exact = torch::autograd::grad({wide}, {x, norm.weight, norm.bias}, {seed});
+  const AutocastGuard autocast({.device = at::kCUDA, .enabled = true, .dtype = at::kBFloat16, .cache = true});
+  const at::Tensor y = norm.forward(x);
+  EXPECT_EQ(y.scalar_type(), at::kBFloat16);
+  EXPECT_LE(relative_error(y, wide), 1e-2);
+  const auto got = torch::autograd::grad({y}, {x, norm.weight, norm.bias}, {seed.to(at::kBFloat16)});
+  for (std::size_t i = 0; i < got.size(); ++i) EXPECT_LE(relative_error(got[i], exact[i]), 1e-2) << "gradient " << i;
 }
 
 }  // namespace

@@ -129,16 +129,18 @@ class Operators:
             self.check(got, want, (x, w))
 
     def test_grouped_depthwise_conv2d(self):
-        x, w = self.normal(11, 3, 6, 5, grad=True), self.normal(4, 3, 1, 3, 3, grad=True)
-        got = ops.grouped_depthwise_conv2d(x, w, self.offsets(), [2, 1], [2, 1])
+        x, w, b = self.normal(11, 3, 6, 5, grad=True), self.normal(4, 3, 1, 3, 3, grad=True), self.normal(4, 3, grad=True)
+        for bias in (b, None):
 
-        def convolve(rows, e):
-            return torch.nn.functional.conv2d(rows, w[e], padding=(2, 1), dilation=(2, 1), groups=3)
+            def convolve(rows, e):
+                return torch.nn.functional.conv2d(rows, w[e], None if bias is None else bias[e], padding=(2, 1),
+                                                  dilation=(2, 1), groups=3)
 
-        self.check(got, self.experts(convolve, x), (x, w))
-        with torch.backends.cudnn.flags(allow_tf32=False):
-            opcheck(ops.grouped_depthwise_conv2d, (x.contiguous(memory_format=torch.channels_last).detach()
-                                                   .requires_grad_(), w, self.offsets(), [1, 1], [1, 1]))
+            got = ops.grouped_depthwise_conv2d(x, w, bias, self.offsets(), [2, 1], [2, 1])
+            with torch.backends.cudnn.flags(allow_tf32=False):
+                self.check(got, self.experts(convolve, x), (x, w) if bias is None else (x, w, b))
+        images = self.normal(11, 3, 6, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+        opcheck(ops.grouped_depthwise_conv2d, (images, w, b, self.offsets(), [1, 1], [1, 1]))
 
     def norm(self):
         return ([self.normal(4, 3, grad=True), self.normal(4, 3, grad=True)],

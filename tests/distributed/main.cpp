@@ -24,6 +24,7 @@ int main(int argc, char** argv) {
   // Float32 as it says: what ranks are compared with to 1e-5 would differ by more in TF32, cuDNN's default.
   at::globalContext().setAllowTF32CuDNN(false);
   at::globalContext().setAllowTF32CuBLAS(false);
+  at::globalContext().setDeterministicCuDNN(true);
   try {
     const auto ranks = distributed::Ranks::from_environment();
     TORCH_CHECK(ranks, "start this under mpirun or torchrun");

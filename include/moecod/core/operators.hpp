@@ -68,9 +68,9 @@ struct Conv2dTakes {
 
 struct GroupedDepthwiseConv2d {
   static constexpr const char* name = "moecod::grouped_depthwise_conv2d";
-  /// (x, weight, offsets, padding, dilation) -> y
-  using signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, at::IntArrayRef,
-                               at::IntArrayRef);
+  /// (x, weight, bias, offsets, padding, dilation) -> y
+  using signature = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, const at::Tensor&,
+                               at::IntArrayRef, at::IntArrayRef);
 };
 
 struct GroupedBatchNorm {

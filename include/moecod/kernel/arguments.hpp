@@ -203,26 +203,28 @@ struct ConvWeight {
   void* d_weight = nullptr;    ///< [E, out, kh, kw, in]
 };
 
-/// y = conv of each channel with the image's expert's filter for it; with `transposed` the gradient of its input, x and y as
-/// for Conv. shape.in and shape.out are both C, of any number. Fewer than 2^31 elements.
+/// y = conv of each channel with the image's expert's filter for it, plus its bias; with `transposed` the gradient of its
+/// input, x and y as for Conv. shape.in and shape.out are both C, of any number. Fewer than 2^31 elements.
 struct Depthwise {
   Groups groups;  ///< each: not used
   ConvShape shape;
   bool transposed = false;
-  Type type = Type::float32;     ///< of x, weight and y
+  Type type = Type::float32;     ///< of x, weight, bias and y
   const void* x = nullptr;       ///< [M, H, W, C]
   const void* weight = nullptr;  ///< [E, kh, kw, C]
+  const void* bias = nullptr;    ///< [E, C] or null
   void* y = nullptr;             ///< [M, H', W', C]
 };
 
+/// The gradients of the filters and, behind them, of the bias.
 struct DepthwiseWeight {
   Groups groups;  ///< each: H' W'
   ConvShape shape;
   Type type = Type::float32;
   const void* x = nullptr;     ///< [M, H, W, C]
   const void* grad = nullptr;  ///< [M, H', W', C]
-  float* partial = nullptr;    ///< [groups.pieces(column_sums_piece), kh, kw, C]
-  void* d_weight = nullptr;    ///< [E, kh, kw, C]
+  float* partial = nullptr;    ///< [groups.pieces(column_sums_piece), kh kw + 1, C]
+  void* d_weight = nullptr;    ///< [E, kh kw + 1, C]
 };
 inline constexpr int depthwise_columns = 7;  ///< kw that DepthwiseWeight takes, at most
 

@@ -4,7 +4,7 @@
 
 /// Depthwise convolution of images sorted by expert, stride 1: each channel with its expert's filter for it.
 ///
-///     y[n, i, j, c] = sum over a, b of x[n, i - p + d a, j - p + d b, c] w[expert of n, a, b, c]
+///     y[n, i, j, c] = bias[e, c] + sum over a, b of x[n, i - p + d a, j - p + d b, c] w[e, a, b, c],   e the expert of n
 /// The data gradient is the same with p - d a for -p + d a. The weights' gradient is summed over pieces of one expert's
 /// positions, and these in their order: no atomics. A thread takes a vector of channels, so x is read taps times, from the
 /// caches. Bytes: forward x in, y out; weights' gradient x and grad in for each row of the filter.
@@ -43,6 +43,8 @@ __global__ void __launch_bounds__(DepthwiseTuning::threads) depthwise(const Dept
   const Vector* x = static_cast<const Vector*>(a.x);
   const Vector* weight = static_cast<const Vector*>(a.weight) + int64_t(expert) * s.taps() * vectors + v;
   float sum[V] = {};
+  if (a.bias)
+    static_cast<const Vector*>(a.bias)[int64_t(expert) * vectors + v].read([&](int c, float value) { sum[c] = value; });
   for (int ky = 0; ky < s.kernel[0]; ++ky) {
     const int from_row = top + sign * ky * s.dilation[0];
     if (from_row < 0 || from_row >= in_height) continue;
@@ -78,16 +80,22 @@ __global__ void __launch_bounds__(DepthwiseTuning::threads) depthwise_weight(con
   const int height = s.out_height(), width = s.out_width();
   const Vector* x = static_cast<const Vector*>(a.x) + v0 + lane;
   const Vector* grad = static_cast<const Vector*>(a.grad) + v0 + lane;
-  float sum[Columns][V] = {};
+  float sum[Columns][V] = {}, total[V] = {};  // total: the bias's, by the blocks of the filter's first row
   if (first < items)
     for (int64_t i = piece.begin + first; i < piece.end; i += items) {
       const auto item = static_cast<unsigned>(i);
       const int column = static_cast<int>(item % width), row = static_cast<int>(item / width % height);
       const unsigned image = item / width / height;
       const int from_row = row - s.padding[0] + ky * s.dilation[0];
-      if (from_row < 0 || from_row >= s.height) continue;
+      const bool inside = from_row >= 0 && from_row < s.height;
+      if (!inside && ky > 0) continue;
       float g[V];
       grad[i * vectors].read([&](int c, float value) { g[c] = value; });
+      if (ky == 0) {
+#pragma unroll
+        for (int c = 0; c < V; ++c) total[c] += g[c];
+      }
+      if (!inside) continue;
       const Vector* line = x + (int64_t(image) * s.height + from_row) * s.width * vectors;
 #pragma unroll
       for (int kx = 0; kx < Columns; ++kx) {
@@ -96,19 +104,21 @@ __global__ void __launch_bounds__(DepthwiseTuning::threads) depthwise_weight(con
           line[int64_t(from) * vectors].read([&](int c, float value) { sum[kx][c] = fmaf(value, g[c], sum[kx][c]); });
       }
     }
-#pragma unroll
-  for (int kx = 0; kx < Columns; ++kx) {
-    if (kx >= s.kernel[1]) break;
+  const auto join = [&](const float(&mine)[V], int tap) {
     __syncthreads();
 #pragma unroll
-    for (int c = 0; c < V; ++c) shared[threadIdx.x * V + c] = sum[kx][c];
+    for (int c = 0; c < V; ++c) shared[threadIdx.x * V + c] = mine[c];
     __syncthreads();
     for (int c = threadIdx.x; c < lanes * V; c += DepthwiseTuning::threads) {
       float all = 0;
       for (int i = 0; i < items; ++i) all += shared[i * lanes * V + c];
-      a.partial[(int64_t(blockIdx.x) * s.taps() + ky * s.kernel[1] + kx) * s.in + v0 * V + c] = all;
+      a.partial[(int64_t(blockIdx.x) * (s.taps() + 1) + tap) * s.in + v0 * V + c] = all;
     }
-  }
+  };
+#pragma unroll
+  for (int kx = 0; kx < Columns; ++kx)
+    if (kx < s.kernel[1]) join(sum[kx], ky * s.kernel[1] + kx);
+  if (ky == 0) join(total, s.taps());
 }
 
 /// Whether channels go in vectors of 16 bytes.
@@ -132,7 +142,7 @@ inline cudaError_t depthwise(const Depthwise& a, cudaStream_t stream) {
           a, static_cast<int>(total));
       return cudaGetLastError();
     };
-    return detail::in_vectors<T>(a.shape.in, a.x, a.weight, a.y)
+    return detail::in_vectors<T>(a.shape.in, a.x, a.weight, a.bias, a.y)
                ? launch(std::integral_constant<int, 16 / sizeof(T)>{})
                : launch(std::integral_constant<int, 1>{});
   });
@@ -155,7 +165,7 @@ inline cudaError_t depthwise_weight(const DepthwiseWeight& a, cudaStream_t strea
     detail::in_vectors<T>(s.in, a.x, a.grad) ? with_columns(std::integral_constant<int, 16 / sizeof(T)>{})
                                              : with_columns(std::integral_constant<int, 1>{});
     const ColumnSums sums{.groups = a.groups,
-                          .width = int64_t(s.taps()) * s.in,
+                          .width = int64_t(s.taps() + 1) * s.in,
                           .type = a.type,
                           .partial = a.partial,
                           .sums = a.d_weight};

@@ -32,9 +32,10 @@ struct Conv2dOptions {
 /// Shapes: x [M, in, H, W] -> [M, out, H', W']; weight [(n,) out, in / groups, kh, kw], bias [(n,) out].
 /// Initial values: weight and bias uniform in +-1/sqrt(fan in), as torch.nn.Conv2d; stacked layers are filled from
 /// single ones by their owner.
-/// Layers of stride 1 without bias run on CUDA by the operators of moecod::cuda, where they are there: stacked ones for
-/// sorted images, by moecod::grouped_conv2d or, with as many groups as channels in and out, grouped_depthwise_conv2d; single
-/// ones with a normalisation behind them (conv_norm.hpp) in bfloat16.
+/// Layers of stride 1 run on CUDA by the operators of moecod::cuda, where they are there: without bias by
+/// moecod::grouped_conv2d, stacked ones for sorted images and single ones in bfloat16 with a normalisation behind them
+/// (conv_norm.hpp); with as many groups as channels in and out by grouped_depthwise_conv2d, stacked ones for sorted
+/// images and single ones in bfloat16.
 /// Synchronises: never, but for sorted images on CUDA that no kernel takes.
 template <class Layers = Single>
 class Conv2d : public torch::nn::Module, public Decays {
@@ -58,34 +59,36 @@ class Conv2d : public torch::nn::Module, public Decays {
       const Slices w(weight, group), b(bias, group);
       return for_each_expert(x, group, [&](const at::Tensor& rows, int64_t e) { return convolve(rows, w[e], b[e]); });
     } else {
-      (void)group;
+      if (depthwise() && runs_grouped(x, group)) return std::get<0>(forward_grouped(x, group, /*moments=*/false));
       return convolve(x, weight, bias);
     }
   }
 
   /// Whether forward_grouped runs on such images.
   bool runs_grouped(const at::Tensor& x, const typename Layers::Group& group) const {
-    if (options_.bias || options_.stride != std::array<int64_t, 2>{1, 1}) return false;
+    if (options_.stride != std::array<int64_t, 2>{1, 1} || x.dim() != 4) return false;
+    if (options_.bias ? !depthwise() : options_.groups != 1 && !depthwise()) return false;
     if constexpr (Layers::stacked) {
-      return (options_.groups == 1 || depthwise()) && find_grouped<operators::GroupedConv2d>(x, group);
+      return find_grouped<operators::GroupedConv2d>(x, group);
     } else {
       (void)group;
-      if (options_.groups != 1 || x.dim() != 4 || x.size(0) == 0 || !in_bfloat16(x)) return false;
       const auto* takes = operators::find<operators::Conv2dTakes>();
-      return takes && takes->call(options_.in, options_.out, x.size(2), x.size(3), options_.kernel, padding_,
-                                  options_.dilation);
+      if (!takes || x.size(0) == 0 || !in_bfloat16(x)) return false;
+      return depthwise() || takes->call(options_.in, options_.out, x.size(2), x.size(3), options_.kernel, padding_,
+                                        options_.dilation);
     }
   }
 
   /// All experts at once: y, and with `moments` those of y for BatchNorm2d::forward_grouped, or nothing.
   std::tuple<at::Tensor, std::optional<at::Tensor>> forward_grouped(const at::Tensor& x,
                                                                     const typename Layers::Group& group, bool moments) {
-    const at::Tensor offsets = offsets_of<Layers>(x, group);
-    if (depthwise())
-      return {operators::find<operators::GroupedDepthwiseConv2d>()->call(x, weight, offsets, padding_, options_.dilation),
+    const at::Tensor offsets = offsets_of<Layers>(x, group), all = as_stacked<Layers>(weight);
+    if (depthwise()) {
+      const auto b = bias.defined() ? std::optional(as_stacked<Layers>(bias)) : std::nullopt;
+      return {operators::find<operators::GroupedDepthwiseConv2d>()->call(x, all, b, offsets, padding_, options_.dilation),
               std::nullopt};
-    return operators::find<operators::GroupedConv2d>()->call(x, as_stacked<Layers>(weight), offsets, padding_,
-                                                             options_.dilation, moments);
+    }
+    return operators::find<operators::GroupedConv2d>()->call(x, all, offsets, padding_, options_.dilation, moments);
   }
 
   const Conv2dOptions& options() const { return options_; }

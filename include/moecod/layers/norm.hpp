@@ -3,6 +3,8 @@
 #include <ATen/ops/layer_norm.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
+#include <c10/core/DispatchKeySet.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include "moecod/core/recomputing.hpp"
 #include "moecod/layers/stack.hpp"
@@ -123,6 +125,9 @@ class BatchNorm2d : public torch::nn::Module, public BatchStatistics {
 
 /// Layer normalisation over the last dimension (Ba et al. 2016).
 ///
+/// Under autocast to bfloat16 on CUDA the result is bfloat16, where LibTorch's would be float32: what follows rounds to it
+/// anyway, and so do residual sums of it. Mean and variance are taken in float32.
+///
 /// Shapes: x [M, ..., C]; weight, bias [(n,) C]. Synchronises: never.
 template <class Layers = Single>
 class LayerNorm : public torch::nn::Module {
@@ -136,17 +141,24 @@ class LayerNorm : public torch::nn::Module {
     if constexpr (Layers::stacked) {
       const Slices w(weight, group), b(bias, group);
       return for_each_expert(x, group, [&](const at::Tensor& rows, int64_t e) {
-        return at::layer_norm(rows, {channels_}, w[e], b[e], eps_);
+        return normalise(rows, w[e], b[e]);
       });
     } else {
       (void)group;
-      return at::layer_norm(x, {channels_}, weight, bias, eps_);
+      return normalise(x, weight, bias);
     }
   }
 
   at::Tensor weight, bias;
 
  private:
+  at::Tensor normalise(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b) const {
+    if (!AutocastState::current(at::kCUDA).enabled || !in_bfloat16(x))
+      return at::layer_norm(x, {channels_}, w, b, eps_);
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+    return at::layer_norm(x.to(at::kBFloat16), {channels_}, w.to(at::kBFloat16), b.to(at::kBFloat16), eps_);
+  }
+
   int64_t channels_;
   double eps_;
 };
