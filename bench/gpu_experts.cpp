@@ -155,7 +155,7 @@ void add_conv() {
 
 // ---------------------------------------------------------------------------------------- feed-forward over positions
 
-/// The router of language models: one product.
+/// The router of language models: one product. Its bias, zero at first, sends rows where a load wants them.
 class Product : public torch::nn::Module {
  public:
   using policy_kind = kind::router;
@@ -167,8 +167,11 @@ class Product : public torch::nn::Module {
   explicit Product(const Options& options) {
     weight_ = register_parameter(
         "weight", at::randn({options.experts, options.channels}) / std::sqrt(double(options.channels)));
+    bias = register_buffer("bias", at::zeros({options.experts}));
   }
-  at::Tensor forward(const at::Tensor& x) { return at::linear(x, weight_); }
+  at::Tensor forward(const at::Tensor& x) { return at::linear(x, weight_, bias); }
+
+  at::Tensor bias;
 
  private:
   at::Tensor weight_;
@@ -180,8 +183,9 @@ struct PositionShape {
   double flops(int64_t k, bool backward) const { return (backward ? 18.0 : 6.0) * rows * k * hidden * channels; }
 };
 
+/// `load`: "even", or "one" for all rows to the same K experts.
 template <class Dispatch, int64_t E, int64_t K>
-void position(benchmark::State& state, const PositionShape& s, bool backward, By by) {
+void position(benchmark::State& state, const PositionShape& s, bool backward, By by, const std::string& load) {
   torch::manual_seed(1);
   using Mine = Mixture<Product, Replicated<expert::SwiGlu<>, E>, select::TopK<K>, balance::None, Dispatch>;
   typename Mine::Options options;
@@ -194,6 +198,7 @@ void position(benchmark::State& state, const PositionShape& s, bool backward, By
     return Mine(small);
   }();
   mixture.to(at::kCUDA, at::kBFloat16);
+  if (load == "one") mixture.router->bias.copy_(at::arange(E, on(at::kFloat)) * -20);
   for (auto& p : mixture.experts->parameters()) {
     auto sizes = p.sizes().vec();
     if (sizes[1] == 16) sizes[1] = 2 * s.hidden;
@@ -238,10 +243,14 @@ void add_position(const PositionShape& s) {
                              s.name + "/T:" + std::to_string(s.rows) + "/d:" + std::to_string(s.channels) +
                              "/n:" + std::to_string(s.hidden) + "/E:" + std::to_string(E) + "/K:" + std::to_string(K);
     const auto row = [&](const std::string& by, auto&& f) { add(name + "/by:" + by, f); };
-    row("batched", [=](benchmark::State& t) { position<dispatch::Batched, E, K>(t, s, backward, By::eager); });
+    row("batched", [=](benchmark::State& t) { position<dispatch::Batched, E, K>(t, s, backward, By::eager, "even"); });
     row("recipe", [=](benchmark::State& t) { recipe<E, K>(t, s, backward); });
-    row("grouped", [=](benchmark::State& t) { position<dispatch::Grouped, E, K>(t, s, backward, By::eager); });
-    row("grouped_graph", [=](benchmark::State& t) { position<dispatch::Grouped, E, K>(t, s, backward, By::graph); });
+    const auto grouped = [=](By by, const std::string& load) {
+      return [=](benchmark::State& t) { position<dispatch::Grouped, E, K>(t, s, backward, by, load); };
+    };
+    row("grouped", grouped(By::eager, "even"));
+    row("grouped_graph", grouped(By::graph, "even"));
+    row("skewed_graph", grouped(By::graph, "one"));
   }
 }
 

@@ -34,6 +34,8 @@ def print_dispatchers(group, cases, report):
     bounds = [by for by in columns if by.startswith("bound")]
     ratios = [(by, "bound_graph" if by.endswith("_graph") else "bound") for by in columns
               if by.startswith(("grouped", "skewed"))] if bounds else []
+    if {"skewed_graph", "grouped_graph"} <= set(columns):
+        ratios.append(("skewed_graph", "grouped_graph"))
     head = (["case"] + [f"{by} ms" for by in columns] + [f"{by} / {bound}" for by, bound in ratios] +
             ["grouped TFLOP/s", "of the ceiling"] + [f"{by} peak MB" for by in columns if not by.endswith("_graph")])
     print(f"\n### {group}\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
