@@ -3,7 +3,10 @@
 #include <c10/core/SymIntArrayRef.h>
 
 #include <cstdint>
+#include <initializer_list>
+#include <optional>
 
+#include "cuda/operators.hpp"
 #include "moecod/kernel/arguments.hpp"
 
 /// What the operators on images sorted by expert share.
@@ -61,7 +64,17 @@ inline kernel::Groups groups(const at::Tensor& images, const at::Tensor& offsets
           .each = images.size(2) * images.size(3)};
 }
 
+/// A contiguous tensor where kernels can read it in vectors of 16 bytes.
+inline at::Tensor readable(const at::Tensor& t) { return aligned(t) ? t : t.clone(); }
+
 /// Weights [E, out, in, kh, kw] as [E, out, kh, kw, in], contiguous.
-inline at::Tensor taps_first(const at::Tensor& weight) { return weight.permute({0, 1, 3, 4, 2}).contiguous(); }
+inline at::Tensor taps_first(const at::Tensor& weight) { return readable(weight.permute({0, 1, 3, 4, 2}).contiguous()); }
+
+/// Errors: c10::Error if a tensor that is there lies elsewhere than x.
+inline void check_devices(const char* name, const at::Tensor& x, std::initializer_list<std::optional<at::Tensor>> others) {
+  for (const auto& other : others)
+    TORCH_CHECK(!other || !other->defined() || other->device() == x.device(), name, ": all tensors must be where x is, on ",
+                x.device(), ", got one on ", other->device());
+}
 
 }  // namespace moecod::cuda

@@ -51,6 +51,7 @@ void check_conv(const Tensor& x, const Tensor& weight, const Tensor& offsets, In
   TORCH_CHECK(padding.size() == 2 && dilation.size() == 2,
               "moecod::grouped_conv2d: padding and dilation must be pairs");
   check_offsets("moecod::grouped_conv2d", offsets, weight.sym_size(0));
+  check_devices("moecod::grouped_conv2d", x, {weight, offsets});
 }
 
 Tensor no_moments(const Tensor& x) { return at::empty({0}, x.options().dtype(at::kFloat)); }
@@ -99,11 +100,7 @@ bool conv2d_takes(int64_t in, int64_t out, int64_t height, int64_t width, IntArr
   return conv_takes(s);
 }
 
-/// Channels last, where kernels can read it in vectors of 16 bytes.
-Tensor readable(const Tensor& images) {
-  const Tensor in = images.contiguous(channels_last);
-  return aligned(in) ? in : in.clone();
-}
+Tensor last_readable(const Tensor& images) { return readable(images.contiguous(channels_last)); }
 
 Pair conv_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offsets, IntArrayRef padding,
                     IntArrayRef dilation, bool moments) {
@@ -111,7 +108,7 @@ Pair conv_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offsets
   const c10::cuda::CUDAGuard device(x.device());
   const kernel::ConvShape shape = shape_of(x, weight, padding, dilation);
   if (!kernel_takes(takes(x, shape))) return conv_by_torch(x, weight, offsets, padding, dilation, moments);
-  const Tensor in = readable(x), w = taps_first(weight), at = offsets.contiguous();
+  const Tensor in = last_readable(x), w = taps_first(weight), at = offsets.contiguous();
   const Tensor y = at::empty({x.size(0), shape.out, shape.out_height(), shape.out_width()},
                              x.options().memory_format(channels_last));
   const kernel::Groups images = groups(y, at);
@@ -133,7 +130,7 @@ Pair conv_backward_by_kernel(const Tensor& grad, const Tensor& x, const Tensor& 
   const kernel::ConvShape shape = shape_of(x, weight, padding, dilation);
   if (!kernel_takes(takes(x, shape) && grad.scalar_type() == x.scalar_type()))
     return conv_backward_by_torch(grad, x, weight, offsets, padding, dilation, needed);
-  const Tensor g = readable(grad), in = readable(x), at = offsets.contiguous();
+  const Tensor g = last_readable(grad), in = last_readable(x), at = offsets.contiguous();
   const kernel::Groups images = groups(g, at);
   Tensor d_x = at::empty({0}, x.options()), d_weight = at::empty({0}, x.options());
   if (needed[0]) {
@@ -233,6 +230,7 @@ void check_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, const
   TORCH_CHECK(bias.sym_sizes() == weight.sym_sizes() && running_mean.sym_sizes() == weight.sym_sizes(),
               "moecod::grouped_batch_norm: weight, bias and running statistics must all be [E, C]");
   check_offsets("moecod::grouped_batch_norm", offsets, weight.sym_size(0));
+  check_devices("moecod::grouped_batch_norm", x, {weight, bias, running_mean, offsets});
 }
 
 at::ScalarType wide(const Tensor& x) { return at::promote_types(x.scalar_type(), at::kFloat); }
@@ -302,7 +300,7 @@ Pair norm_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& bias, T
   if (!kernel_takes(norm_takes(x, running_mean) && contiguous))
     return norm_by_torch(x, weight, bias, running_mean, running_var, tracked, offsets, moments, batch_statistics, moves,
                          momentum, eps, relu);
-  const Tensor in = readable(x), at = offsets.contiguous(), w = floats(weight), b = floats(bias);
+  const Tensor in = last_readable(x), at = offsets.contiguous(), w = floats(weight), b = floats(bias);
   const Tensor y = at::empty_like(in);
   const Tensor used = at::empty({w.size(0), 2, w.size(1)}, w.options());
   kernel::Normalise arguments{.groups = groups(in, at),
@@ -342,7 +340,7 @@ Gradients norm_backward_by_kernel(const Tensor& grad, const Tensor& x, const Ten
   const c10::cuda::CUDAGuard device(x.device());
   if (!kernel_takes(norm_takes(x, used) && grad.scalar_type() == x.scalar_type()))
     return norm_backward_by_torch(grad, x, weight, bias, used, offsets, batch_statistics, relu);
-  const Tensor g = readable(grad), in = readable(x), at = offsets.contiguous();
+  const Tensor g = last_readable(grad), in = last_readable(x), at = offsets.contiguous();
   const Tensor w = floats(weight), b = floats(bias);
   const Tensor d_x = at::empty_like(in), d_weight = at::empty_like(w), d_bias = at::empty_like(b);
   const kernel::Groups images = groups(in, at);

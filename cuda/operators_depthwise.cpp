@@ -6,9 +6,7 @@
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -49,6 +47,7 @@ void check(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, 
               name, ": bias must be [E, C] of x's type");
   TORCH_CHECK(padding.size() == 2 && dilation.size() == 2, name, ": padding and dilation must be pairs");
   check_offsets(name, offsets, weight.sym_size(0));
+  check_devices(name, x, {weight, bias, offsets});
 }
 
 bool takes(const Tensor& x, const Tensor& weight, IntArrayRef padding, IntArrayRef dilation) {
@@ -108,8 +107,8 @@ Gradients asked(const Tensor& d_x, const Tensor& d_weight, const Tensor& d_bias,
 
 Gradients backward_by_torch(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& offsets,
                             IntArrayRef padding, IntArrayRef dilation, Needed needed) {
-  const Tensor d_x = needed[0] ? at::empty_like(x) : Tensor();
-  const Tensor d_weight = needed[1] ? at::zeros_like(weight) : Tensor();
+  const Tensor d_x = needed[0] ? at::empty(x.sizes(), x.options().memory_format(channels_last)) : Tensor();
+  const Tensor d_weight = needed[1] ? at::zeros(weight.sizes(), weight.options()) : Tensor();
   const Tensor d_bias = needed[2] ? at::zeros({weight.size(0), weight.size(1)}, x.options()) : Tensor();
   each_expert(x, offsets, [&](int64_t e, int64_t begin, int64_t end) {
     const auto [dx, dw, db] =
@@ -158,7 +157,7 @@ Gradients backward_by_kernel(const Tensor& grad, const Tensor& x, const Tensor& 
                                      .partial = partial.mutable_data_ptr<float>(),
                                      .d_weight = both.mutable_data_ptr()},
                                     stream()));
-    if (needed[1]) d_weight = both.slice(1, 0, taps).transpose(1, 2).reshape(weight.sizes());
+    if (needed[1]) d_weight = both.slice(1, 0, taps).transpose(1, 2).reshape(weight.sizes()).contiguous();
     if (needed[2]) d_bias = both.select(1, taps).clone();
   }
   return asked(d_x, d_weight, d_bias, x);
@@ -166,7 +165,7 @@ Gradients backward_by_kernel(const Tensor& grad, const Tensor& x, const Tensor& 
 
 Gradients backward_shapes(const Tensor&, const Tensor& x, const Tensor& weight, const Tensor&, IntArrayRef, IntArrayRef,
                           Needed needed) {
-  return asked(needed[0] ? at::empty_like(x) : Tensor(),
+  return asked(needed[0] ? at::empty_symint(x.sym_sizes(), x.options().memory_format(channels_last)) : Tensor(),
                needed[1] ? at::empty_symint(weight.sym_sizes(), weight.options()) : Tensor(),
                needed[2] ? at::empty_symint({weight.sym_size(0), weight.sym_size(1)}, weight.options()) : Tensor(), x);
 }

@@ -151,6 +151,29 @@ TEST(GroupedConv2d, OtherTypesAndOddChannelsFallBack_CUDA) {
   at::globalContext().setAllowTF32CuDNN(true);
 }
 
+TEST(GroupedConv2d, CopiesWhatKernelsCannotReadInVectors_CUDA) {
+  MOECOD_NEEDS_HOPPER();
+  torch::manual_seed(8);
+  const at::Tensor x = at::randn({4, 64, 10, 12}, on(at::kBFloat16)).contiguous(channels_last);
+  const at::Tensor w = at::randn({2, 64, 64, 1, 1}, on(at::kBFloat16)), offsets = offsets_of({1, 3});
+  // The same values one element behind a boundary of 16 bytes.
+  const auto moved = [](const at::Tensor& t) {
+    at::Tensor out = at::empty({t.numel() + 1}, t.options()).slice(0, 1).as_strided(t.sizes(), t.strides());
+    return out.copy_(t);
+  };
+  const auto run = [&](const at::Tensor& x0, const at::Tensor& w0) {
+    const at::Tensor a = x0.detach().set_requires_grad(true), b = w0.detach().set_requires_grad(true);
+    const int64_t before = operators::fallbacks();
+    const auto [y, moments] =
+        operators::find<operators::GroupedConv2d>()->call(a, b, offsets, Pair{0, 0}, Pair{1, 1}, false);
+    const Tensors all = results(y, {a, b});
+    EXPECT_EQ(operators::fallbacks(), before);
+    return all;
+  };
+  const Tensors right = run(x, w), got = run(moved(x), moved(w));
+  for (std::size_t i = 0; i < got.size(); ++i) EXPECT_TRUE(at::equal(got[i], right[i])) << "result " << i;
+}
+
 TEST(GroupedConv2d, RepeatsBitwiseDoesNotWaitAndCaptures_CUDA) {
   MOECOD_NEEDS_HOPPER();
   torch::manual_seed(3);

@@ -7,6 +7,7 @@
 #include <optional>
 #include <tuple>
 
+#include "moecod/kernel/arguments.hpp"
 #include "moecod/layers/stack.hpp"
 
 namespace moecod::layers {
@@ -36,7 +37,8 @@ struct Conv2dOptions {
 /// moecod::grouped_conv2d, stacked ones for sorted images and single ones in bfloat16 with a normalisation behind them
 /// (conv_norm.hpp); with as many groups as channels in and out by grouped_depthwise_conv2d, stacked ones for sorted
 /// images and single ones in bfloat16.
-/// Synchronises: never, but for sorted images on CUDA that no kernel takes.
+/// Synchronises: for sorted images on CUDA that no kernel takes; for a single layer on CUDA the first time that it has so
+/// many rows.
 template <class Layers = Single>
 class Conv2d : public torch::nn::Module, public Decays {
  public:
@@ -74,8 +76,8 @@ class Conv2d : public torch::nn::Module, public Decays {
       (void)group;
       const auto* takes = operators::find<operators::Conv2dTakes>();
       if (!takes || x.size(0) == 0 || !in_bfloat16(x)) return false;
-      return depthwise() || takes->call(options_.in, options_.out, x.size(2), x.size(3), options_.kernel, padding_,
-                                        options_.dilation);
+      if (depthwise()) return options_.kernel[1] <= kernel::depthwise_columns;
+      return takes->call(options_.in, options_.out, x.size(2), x.size(3), options_.kernel, padding_, options_.dilation);
     }
   }
 

@@ -30,7 +30,7 @@ at::Tensor conv_norm(Conv2d<Layers>& conv, BatchNorm2d<Layers>& norm, After afte
 ///     y = relu(norm(conv(x)))     with After::relu, else norm(conv(x))
 ///
 /// Shapes: x [M, in, H, W] -> [M, out, H', W']. `options.bias` is ignored: the normalisation has one.
-/// Synchronises: never.
+/// Synchronises: as the layers.
 template <class Layers = Single>
 class ConvNorm : public torch::nn::Module {
  public:

@@ -22,7 +22,8 @@ namespace moecod::layers {
 ///
 /// Shapes: x [M, C] or [M, C, H, W]; weight, bias, running_mean, running_var [(n,) C], num_batches_tracked [(n)].
 /// Stacked layers run sorted images on CUDA by the operator moecod::grouped_batch_norm, where it is there, unless
-/// statistics are synchronised. Synchronises: never, but for sorted images on CUDA that no kernel takes.
+/// statistics are synchronised; single ones do behind a convolution in bfloat16 (conv_norm.hpp).
+/// Synchronises: for sorted images on CUDA that no kernel takes; behind such a convolution as that.
 template <class Layers = Single>
 class BatchNorm2d : public torch::nn::Module, public BatchStatistics {
  public:
@@ -56,7 +57,8 @@ class BatchNorm2d : public torch::nn::Module, public BatchStatistics {
       return find_grouped<operators::GroupedBatchNorm>(x, group);
     } else {
       (void)group;
-      return in_bfloat16(x) && operators::find<operators::GroupedBatchNorm>();
+      return x.size(1) % 8 == 0 && running_mean.scalar_type() == at::kFloat && in_bfloat16(x) &&
+             operators::find<operators::GroupedBatchNorm>();
     }
   }
 
@@ -125,8 +127,9 @@ class BatchNorm2d : public torch::nn::Module, public BatchStatistics {
 
 /// Layer normalisation over the last dimension (Ba et al. 2016).
 ///
-/// Under autocast to bfloat16 on CUDA the result is bfloat16, where LibTorch's would be float32: what follows rounds to it
-/// anyway, and so do residual sums of it. Mean and variance are taken in float32.
+/// Under autocast to bfloat16 on CUDA the result is bfloat16, where LibTorch's would be float32, and so are residual sums of
+/// such results and the levels of a pyramid: half the bytes, at the price of their rounding. Mean and variance are taken in
+/// float32.
 ///
 /// Shapes: x [M, ..., C]; weight, bias [(n,) C]. Synchronises: never.
 template <class Layers = Single>

@@ -11,7 +11,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "moecod/core/operators.hpp"
-#include "moecod/layers/size_matrix.hpp"
+#include "moecod/layers/size_tensor.hpp"
 
 namespace moecod::layers {
 
@@ -30,8 +30,8 @@ inline at::Tensor average_matrix(int64_t in, int64_t out, bool /*variant*/ = fal
 /// The gradient of a map [B, C, height, width] that was pooled to averages. The windows of adaptive pooling overlap, so
 /// LibTorch's CUDA backward adds with atomics; products do not.
 inline at::Tensor average_pool_backward(const at::Tensor& grad, int64_t height, int64_t width) {
-  const at::Tensor rows = size_matrix(average_matrix, height, grad.size(2), false, grad.options());
-  const at::Tensor columns = size_matrix(average_matrix, width, grad.size(3), false, grad.options());
+  const at::Tensor rows = size_tensor(average_matrix, height, grad.size(2), false, grad.options());
+  const at::Tensor columns = size_tensor(average_matrix, width, grad.size(3), false, grad.options());
   return at::matmul(rows.t(), at::matmul(grad, columns));
 }
 
@@ -85,7 +85,8 @@ struct MaxPoolFunction : torch::autograd::Function<MaxPoolFunction> {
 }  // namespace detail
 
 /// Adaptive average pooling to height x width with a deterministic backward.
-/// Shapes: x [B, C, H, W] -> [B, C, height, width]. Synchronises: on CUDA in the first backward pass of a pair of sizes only.
+/// Shapes: x [B, C, H, W] -> [B, C, height, width]. Synchronises: on CUDA where no kernel
+/// takes it, in the first backward pass of a pair of sizes.
 inline at::Tensor average_pool(const at::Tensor& x, int64_t height, int64_t width) {
   return detail::AveragePoolFunction::apply(x, height, width);
 }

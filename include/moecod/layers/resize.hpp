@@ -11,7 +11,7 @@
 #include <cmath>
 
 #include "moecod/core/operators.hpp"
-#include "moecod/layers/size_matrix.hpp"
+#include "moecod/layers/size_tensor.hpp"
 
 namespace moecod::layers {
 
@@ -40,8 +40,8 @@ inline at::Tensor resize_backward(const at::Tensor& grad, int64_t height, int64_
   if (grad.is_cpu())
     return at::upsample_bilinear2d_backward(grad, {grad.size(2), grad.size(3)},
                                             {grad.size(0), grad.size(1), height, width}, align_corners);
-  const at::Tensor rows = size_matrix(bilinear_matrix, height, grad.size(2), align_corners, grad.options());
-  const at::Tensor columns = size_matrix(bilinear_matrix, width, grad.size(3), align_corners, grad.options());
+  const at::Tensor rows = size_tensor(bilinear_matrix, height, grad.size(2), align_corners, grad.options());
+  const at::Tensor columns = size_tensor(bilinear_matrix, width, grad.size(3), align_corners, grad.options());
   return at::matmul(rows.t(), at::matmul(grad, columns));
 }
 
@@ -69,8 +69,8 @@ struct ResizeFunction : torch::autograd::Function<ResizeFunction> {
 
 /// Bilinear resampling of feature maps, with a backward whose result does not depend on the order of additions.
 ///
-/// Shapes: x [B, C, H, W] -> [B, C, height, width]. Synchronises: on CUDA in the first backward pass of a pair of
-/// sizes only (size_matrix.hpp).
+/// Shapes: x [B, C, H, W] -> [B, C, height, width]. Synchronises: on CUDA where no kernel takes it, in the first
+/// backward pass of a pair of sizes (size_tensor.hpp).
 inline at::Tensor resize(const at::Tensor& x, int64_t height, int64_t width, bool align_corners = false) {
   if (x.size(2) == height && x.size(3) == width) return x;
   return detail::ResizeFunction::apply(x, height, width, align_corners);

@@ -9,7 +9,7 @@
 
 #include "moecod/core/autocast.hpp"
 #include "moecod/core/operators.hpp"
-#include "moecod/layers/size_matrix.hpp"
+#include "moecod/layers/size_tensor.hpp"
 
 namespace moecod::distributed {
 class Group;
@@ -98,7 +98,7 @@ at::Tensor offsets_of(const at::Tensor& x, const typename Layers::Group& group) 
     return group.offsets;
   } else {
     (void)group;
-    return detail::size_matrix(detail::zero_and, 0, x.size(0), false, x.options().dtype(at::kInt));
+    return detail::size_tensor(detail::zero_and, 0, x.size(0), false, x.options().dtype(at::kInt));
   }
 }
 
@@ -112,9 +112,9 @@ at::Tensor as_stacked(const at::Tensor& parameter) {
   }
 }
 
-/// Whether a layer that follows autocast works on such rows in bfloat16 on CUDA.
+/// Whether a layer that follows autocast, which leaves float64 alone, works on such rows in bfloat16 on CUDA.
 inline bool in_bfloat16(const at::Tensor& x) {
-  if (!x.is_cuda()) return false;
+  if (!x.is_cuda() || x.scalar_type() == at::kDouble) return false;
   const AutocastState autocast = AutocastState::current(at::kCUDA);
   return (autocast.enabled ? autocast.dtype : x.scalar_type()) == at::kBFloat16;
 }

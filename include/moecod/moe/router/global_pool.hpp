@@ -29,7 +29,8 @@ class GlobalPool : public torch::nn::Module {
   at::Tensor forward(const at::Tensor& x) {
     TORCH_CHECK(x.dim() >= 2 && x.size(1) == linear_->weight.size(1), "router::GlobalPool: expected [B, ",
                 linear_->weight.size(1), ", ...], got ", x.sizes());
-    const at::Tensor pooled = x.dim() > 2 ? x.flatten(2).mean(-1) : x;
+    const auto type = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;  // means are not rounded to half precision
+    const at::Tensor pooled = x.dim() > 2 ? x.flatten(2).mean(-1, /*keepdim=*/false, type) : x;
     return layers::linear_in_float(*linear_, pooled).clamp(-limit_, limit_);
   }
 

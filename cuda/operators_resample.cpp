@@ -2,7 +2,7 @@
 // kernels, shapes, LibTorch's operations elsewhere.
 //
 // The kernels take float32, bfloat16 and float16 in either memory format. What they do not take runs LibTorch's operations,
-// as on the CPU, and is counted. Nothing synchronises.
+// as on the CPU, and is counted; for float64 that uploads matrices, once for each pair of sizes. Nothing else synchronises.
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -34,8 +34,7 @@ void check_index(const Tensor& grad, const Tensor& index) {
 bool takes(const Tensor& grad, int64_t height, int64_t width) {
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
   const int64_t maps = grad.size(0) * grad.size(1);
-  // Lanes that share a sample count too.
-  return kernel_type(grad) && grad.numel() <= most && maps * height * width <= most / 32;
+  return kernel_type(grad) && grad.numel() <= most && maps * height * width <= most - 256;
 }
 
 Tensor resampled(const Tensor& grad, const Tensor& index, int64_t height, int64_t width, kernel::Resample resample) {
