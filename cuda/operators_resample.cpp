@@ -2,7 +2,7 @@
 // kernels, shapes, LibTorch's operations elsewhere.
 //
 // The kernels take float32, bfloat16 and float16 in either memory format. What they do not take runs LibTorch's operations,
-// as on the CPU, and is counted; for float64 that uploads matrices, once for each pair of sizes. Nothing else synchronises.
+// as on the CPU, and is counted. Weights are uploaded once for each pair of sizes; nothing else synchronises.
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -37,21 +37,29 @@ bool takes(const Tensor& grad, int64_t height, int64_t width) {
   return kernel_type(grad) && grad.numel() <= most && maps * height * width <= most - 256;
 }
 
-Tensor resampled(const Tensor& grad, const Tensor& index, int64_t height, int64_t width, kernel::Resample resample) {
+/// By the bands that `make` gives of heights and widths.
+Tensor resampled(const Tensor& grad, const Tensor& index, int64_t height, int64_t width, layers::detail::MakeTensor make,
+                 bool variant = false) {
   const c10::cuda::CUDAGuard device(grad.device());
   const auto format = grad.suggest_memory_format();
   const bool last = format == at::MemoryFormat::ChannelsLast;
   const Tensor g = grad.contiguous(format), at = index.defined() ? index.contiguous(format) : index;
+  const auto floats = g.options().dtype(at::kFloat);
+  const Tensor rows = layers::detail::size_tensor(make, height, g.size(2), variant, floats);
+  const Tensor columns = layers::detail::size_tensor(make, width, g.size(3), variant, floats);
   const Tensor out = at::empty({g.size(0), g.size(1), height, width}, g.options(), format);
   C10_CUDA_CHECK(resample_backward({.grad = g.const_data_ptr(),
                                     .index = at.defined() ? at.const_data_ptr<int64_t>() : nullptr,
+                                    .rows = rows.const_data_ptr<float>(),
+                                    .columns = columns.const_data_ptr<float>(),
                                     .images = last ? g.size(0) : g.size(0) * g.size(1),
                                     .channels = last ? static_cast<int>(g.size(1)) : 1,
                                     .height = static_cast<int>(height),
                                     .width = static_cast<int>(width),
                                     .out_height = static_cast<int>(g.size(2)),
                                     .out_width = static_cast<int>(g.size(3)),
-                                    .resample = resample,
+                                    .row_taps = static_cast<int>(rows.size(1)) - 1,
+                                    .column_taps = static_cast<int>(columns.size(1)) - 1,
                                     .type = *kernel_type(g),
                                     .d_x = out.mutable_data_ptr()},
                                    stream()));
@@ -66,8 +74,7 @@ Tensor resize_by_torch(const Tensor& grad, int64_t height, int64_t width, bool a
 Tensor resize_by_kernel(const Tensor& grad, int64_t height, int64_t width, bool align_corners) {
   check_maps("moecod::resize_backward", grad, height, width);
   if (!kernel_takes(takes(grad, height, width))) return resize_by_torch(grad, height, width, align_corners);
-  return resampled(grad, {}, height, width,
-                   align_corners ? kernel::Resample::bilinear_corners : kernel::Resample::bilinear);
+  return resampled(grad, {}, height, width, layers::detail::bilinear_band, align_corners);
 }
 
 Tensor average_pool_by_torch(const Tensor& grad, int64_t height, int64_t width) {
@@ -78,7 +85,7 @@ Tensor average_pool_by_torch(const Tensor& grad, int64_t height, int64_t width) 
 Tensor average_pool_by_kernel(const Tensor& grad, int64_t height, int64_t width) {
   check_maps("moecod::average_pool_backward", grad, height, width);
   if (!kernel_takes(takes(grad, height, width))) return average_pool_by_torch(grad, height, width);
-  return resampled(grad, {}, height, width, kernel::Resample::average);
+  return resampled(grad, {}, height, width, layers::detail::average_band);
 }
 
 Tensor max_pool_by_torch(const Tensor& grad, const Tensor& index, int64_t height, int64_t width) {
@@ -91,7 +98,7 @@ Tensor max_pool_by_kernel(const Tensor& grad, const Tensor& index, int64_t heigh
   check_maps("moecod::max_pool_backward", grad, height, width);
   check_index(grad, index);
   if (!kernel_takes(takes(grad, height, width))) return max_pool_by_torch(grad, index, height, width);
-  return resampled(grad, index, height, width, kernel::Resample::maximum);
+  return resampled(grad, index, height, width, layers::detail::window_band);
 }
 
 Tensor maps_like(const Tensor& grad, const SymInt& height, const SymInt& width) {

@@ -1,7 +1,7 @@
 // Layers under autocast to bfloat16 against themselves in float32.
 #include "moecod/backbone/any.hpp"
 #include "moecod/backbone/concept.hpp"
-#include "moecod/layers/conv.hpp"
+#include "moecod/layers/conv_norm.hpp"
 #include "moecod/layers/norm.hpp"
 #include "tests/cuda/on_cuda.hpp"
 
@@ -66,10 +66,9 @@ TEST(PvtV2, InBfloat16IsNearFloat32_CUDA) {
 /// A layer that was left elsewhere is an error, not an illegal address.
 TEST(Layers, NameTheDeviceThatIsWrong_CUDA) {
   MOECOD_NEEDS_CUDA();
-  layers::Conv2d<> depthwise({.in = 16, .out = 16, .groups = 16});
-  depthwise.to(at::kBFloat16);
-  const at::Tensor x = at::zeros({1, 16, 4, 4}, on(at::kBFloat16));
-  EXPECT_THROW(depthwise.forward(x), c10::Error);
+  layers::ConvNorm<> layer(layers::Conv2dOptions::square(16, 16, 3));
+  const AutocastGuard autocast = bfloat16();
+  EXPECT_THROW(layer.forward(at::zeros({1, 16, 4, 4}, on(at::kBFloat16))), c10::Error);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <torch/torch.h>
 
 #include "moecod/expert/swiglu.hpp"
+#include "moecod/kernel/band.hpp"
 #include "moecod/layers/conv_norm.hpp"
 #include "moecod/layers/linear.hpp"
 #include "moecod/layers/norm.hpp"
@@ -66,6 +67,50 @@ TEST(Pool, ForwardAndBackwardAreLibTorchs) {
     EXPECT_TRUE(close(layers::max_pool(x, height, width), largest, 0));
     EXPECT_TRUE(close(gradient(layers::max_pool(x, height, width), x), gradient(largest, x), 1e-12));
   }
+}
+
+/// The walk over bands that the CUDA kernel makes, sample by sample, on the host.
+TEST(ResizeAndPool, BandsGiveTheGradients) {
+  namespace detail = layers::detail;
+  struct Kind {
+    const char* name;
+    detail::MakeTensor band;
+    bool variant, indexed;
+  };
+  for (const Kind& kind : {Kind{"resize", detail::bilinear_band, false, false},
+                           Kind{"resize, corners on corners", detail::bilinear_band, true, false},
+                           Kind{"average_pool", detail::average_band, false, false},
+                           Kind{"max_pool", detail::window_band, false, true}})
+    for (const auto& [h, w, height, width] : {std::array<int64_t, 4>{4, 6, 8, 12}, {9, 7, 4, 3}, {5, 5, 11, 2}, {1, 3, 4, 5},
+                                              {6, 4, 1, 1}, {7, 3, 7, 9}, {14, 14, 112, 100}, {40, 30, 9, 7}}) {
+      SCOPED_TRACE(::testing::Message() << kind.name << " " << h << " x " << w << " to " << height << " x " << width);
+      const at::Tensor x = normal({1, 1, h, w}, 9).set_requires_grad(true);
+      at::Tensor y, index;
+      if (kind.indexed) {
+        std::tie(y, index) = at::adaptive_max_pool2d(x, {height, width});
+      } else if (kind.band == detail::average_band) {
+        y = at::adaptive_avg_pool2d(x, {height, width});
+      } else {
+        y = at::upsample_bilinear2d(x, {height, width}, kind.variant);
+      }
+      const at::Tensor seed = probe(y), exact = torch::autograd::grad({y}, {x}, {seed})[0];
+      const at::Tensor rows = kind.band(h, height, kind.variant), columns = kind.band(w, width, kind.variant);
+      const auto g = seed.accessor<double, 4>();
+      for (const int lanes : {1, 4, 32})
+        for (int64_t r = 0; r < h; ++r)
+          for (int64_t c = 0; c < w; ++c) {
+            const auto fetch = [&](int i, int j) {
+              EXPECT_TRUE(i >= 0 && i < height && j >= 0 && j < width);
+              if (kind.indexed && index[0][0][i][j].item<int64_t>() != r * w + c) return 0.0f;
+              return static_cast<float>(g[0][0][i][j]);
+            };
+            float sum = 0;
+            for (int lane = 0; lane < lanes; ++lane)
+              sum += kernel::share_of_sum({rows[r].const_data_ptr<float>(), int(rows.size(1)) - 1},
+                                          {columns[c].const_data_ptr<float>(), int(columns.size(1)) - 1}, lane, lanes, fetch);
+            ASSERT_NEAR(sum, exact[0][0][r][c].item<double>(), 2e-5) << "sample " << r << ", " << c << ", lanes " << lanes;
+          }
+    }
 }
 
 TEST(ResizeAndPool, BackwardsRepeatBitwiseAndEqualTheCpu_CUDA) {

@@ -271,17 +271,15 @@ struct NormaliseBackward {
   void* d_x = nullptr;        ///< [items, C]
 };
 
-/// How a map was resampled: bilinear (half-pixel centres, or corners on corners), or adaptive pooling.
-enum class Resample : int { bilinear, bilinear_corners, average, maximum };
-
-/// d_x of maps [images, height, width, channels] that were resampled to [images, out_height, out_width, channels];
-/// channels 1: one map after the other. Fewer than 2^31 samples and outputs.
+/// d_x of maps [images, height, width, channels] that were resampled to [images, out_height, out_width, channels], by the
+/// bands of both sides (band.hpp); channels 1: one map after the other. Fewer than 2^31 samples and outputs.
 struct ResampleBackward {
   const void* grad = nullptr;      ///< [images, out_height, out_width, channels]
-  const int64_t* index = nullptr;  ///< of a maximum: the sample y * width + x that each output took
+  const int64_t* index = nullptr;  ///< of a maximum: the sample y * width + x that each output took; else null
+  const float* rows = nullptr;     ///< [height, 1 + row_taps]
+  const float* columns = nullptr;  ///< [width, 1 + column_taps]
   int64_t images = 0;
-  int channels = 1, height = 1, width = 1, out_height = 1, out_width = 1;
-  Resample resample = Resample::bilinear;
+  int channels = 1, height = 1, width = 1, out_height = 1, out_width = 1, row_taps = 1, column_taps = 1;
   Type type = Type::float32;
   void* d_x = nullptr;  ///< [images, height, width, channels]
 };

@@ -7,7 +7,6 @@
 #include <optional>
 #include <tuple>
 
-#include "moecod/kernel/arguments.hpp"
 #include "moecod/layers/stack.hpp"
 
 namespace moecod::layers {
@@ -35,8 +34,8 @@ struct Conv2dOptions {
 /// single ones by their owner.
 /// Layers of stride 1 run on CUDA by the operators of moecod::cuda, where they are there: without bias by
 /// moecod::grouped_conv2d, stacked ones for sorted images and single ones in bfloat16 with a normalisation behind them
-/// (conv_norm.hpp); with as many groups as channels in and out by grouped_depthwise_conv2d, stacked ones for sorted
-/// images and single ones in bfloat16.
+/// (conv_norm.hpp); stacked ones with as many groups as channels in and out by grouped_depthwise_conv2d. (Of a single
+/// depthwise layer LibTorch's kernels are faster, docs/performance.md.)
 /// Synchronises: for sorted images on CUDA that no kernel takes; for a single layer on CUDA the first time that it has so
 /// many rows.
 template <class Layers = Single>
@@ -61,7 +60,7 @@ class Conv2d : public torch::nn::Module, public Decays {
       const Slices w(weight, group), b(bias, group);
       return for_each_expert(x, group, [&](const at::Tensor& rows, int64_t e) { return convolve(rows, w[e], b[e]); });
     } else {
-      if (depthwise() && runs_grouped(x, group)) return std::get<0>(forward_grouped(x, group, /*moments=*/false));
+      (void)group;
       return convolve(x, weight, bias);
     }
   }
@@ -69,15 +68,14 @@ class Conv2d : public torch::nn::Module, public Decays {
   /// Whether forward_grouped runs on such images.
   bool runs_grouped(const at::Tensor& x, const typename Layers::Group& group) const {
     if (options_.stride != std::array<int64_t, 2>{1, 1} || x.dim() != 4) return false;
-    if (options_.bias ? !depthwise() : options_.groups != 1 && !depthwise()) return false;
+    const bool dense = options_.groups == 1 && !options_.bias;
     if constexpr (Layers::stacked) {
-      return find_grouped<operators::GroupedConv2d>(x, group);
+      return (dense || depthwise()) && find_grouped<operators::GroupedConv2d>(x, group);
     } else {
       (void)group;
       const auto* takes = operators::find<operators::Conv2dTakes>();
-      if (!takes || x.size(0) == 0 || !in_bfloat16(x)) return false;
-      if (depthwise()) return options_.kernel[1] <= kernel::depthwise_columns;
-      return takes->call(options_.in, options_.out, x.size(2), x.size(3), options_.kernel, padding_, options_.dilation);
+      return takes && dense && x.size(0) > 0 && in_bfloat16(x) &&
+             takes->call(options_.in, options_.out, x.size(2), x.size(3), options_.kernel, padding_, options_.dilation);
     }
   }
 

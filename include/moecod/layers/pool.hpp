@@ -11,6 +11,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "moecod/core/operators.hpp"
+#include "moecod/layers/band.hpp"
 #include "moecod/layers/size_tensor.hpp"
 
 namespace moecod::layers {
@@ -25,6 +26,13 @@ inline at::Tensor average_matrix(int64_t in, int64_t out, bool /*variant*/ = fal
     matrix.select(0, i).slice(0, begin, end).fill_(1.0 / double(end - begin));
   }
   return matrix;
+}
+
+inline at::Tensor average_band(int64_t in, int64_t out, bool /*variant*/) { return band_of(average_matrix(in, out)); }
+
+/// The same with 1 for every weight: which outputs look at a sample.
+inline at::Tensor window_band(int64_t in, int64_t out, bool /*variant*/) {
+  return band_of(average_matrix(in, out).gt(0).to(at::kDouble));
 }
 
 /// The gradient of a map [B, C, height, width] that was pooled to averages. The windows of adaptive pooling overlap, so
@@ -85,14 +93,14 @@ struct MaxPoolFunction : torch::autograd::Function<MaxPoolFunction> {
 }  // namespace detail
 
 /// Adaptive average pooling to height x width with a deterministic backward.
-/// Shapes: x [B, C, H, W] -> [B, C, height, width]. Synchronises: on CUDA where no kernel
-/// takes it, in the first backward pass of a pair of sizes.
+/// Shapes: x [B, C, H, W] -> [B, C, height, width]. Synchronises: on CUDA in the first
+/// backward pass of a pair of sizes.
 inline at::Tensor average_pool(const at::Tensor& x, int64_t height, int64_t width) {
   return detail::AveragePoolFunction::apply(x, height, width);
 }
 
 /// Adaptive max pooling to height x width with a deterministic backward.
-/// Shapes: x [B, C, H, W] -> [B, C, height, width]. Synchronises: never.
+/// Shapes: x [B, C, H, W] -> [B, C, height, width]. Synchronises: as average_pool, where the kernels are there.
 inline at::Tensor max_pool(const at::Tensor& x, int64_t height, int64_t width) {
   return detail::MaxPoolFunction::apply(x, height, width);
 }

@@ -4,6 +4,8 @@
 #include <ATen/ops/upsample_bilinear2d.h>
 #include <ATen/ops/upsample_bilinear2d_backward.h>
 #include <ATen/ops/zeros.h>
+#include <c10/core/DispatchKeySet.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
@@ -11,6 +13,7 @@
 #include <cmath>
 
 #include "moecod/core/operators.hpp"
+#include "moecod/layers/band.hpp"
 #include "moecod/layers/size_tensor.hpp"
 
 namespace moecod::layers {
@@ -33,6 +36,10 @@ inline at::Tensor bilinear_matrix(int64_t in, int64_t out, bool align_corners) {
   return matrix;
 }
 
+inline at::Tensor bilinear_band(int64_t in, int64_t out, bool align_corners) {
+  return band_of(bilinear_matrix(in, out, align_corners));
+}
+
 /// The gradient of a map [B, C, height, width] that was resized, from that of the result. LibTorch's backward of this
 /// operation adds with atomics on CUDA, in an order that changes from run to run; two matrix products give the same
 /// gradient in a fixed order.
@@ -51,6 +58,8 @@ struct ResizeFunction : torch::autograd::Function<ResizeFunction> {
     ctx->saved_data["height"] = x.size(2);
     ctx->saved_data["width"] = x.size(3);
     ctx->saved_data["align_corners"] = align_corners;
+    // Autocast would run it in float32, whatever went in; it sums in float32 anyway.
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     return at::upsample_bilinear2d(x, {height, width}, align_corners);
   }
 
@@ -69,7 +78,7 @@ struct ResizeFunction : torch::autograd::Function<ResizeFunction> {
 
 /// Bilinear resampling of feature maps, with a backward whose result does not depend on the order of additions.
 ///
-/// Shapes: x [B, C, H, W] -> [B, C, height, width]. Synchronises: on CUDA where no kernel takes it, in the first
+/// Shapes: x [B, C, H, W] -> [B, C, height, width], of x's dtype, also under autocast. Synchronises: on CUDA in the first
 /// backward pass of a pair of sizes (size_tensor.hpp).
 inline at::Tensor resize(const at::Tensor& x, int64_t height, int64_t width, bool align_corners = false) {
   if (x.size(2) == height && x.size(3) == width) return x;
