@@ -267,6 +267,86 @@ void run_rows(const std::vector<int32_t>& offsets, int64_t width, kernel::Activa
   require_close(s, exact, "sums of columns");
 }
 
+/// y, d_x and the gradients of filters and bias of a depthwise convolution against sums on the host.
+void run_depthwise(const std::vector<int32_t>& offsets, const kernel::ConvShape& s) {
+  const auto experts = static_cast<int>(offsets.size()) - 1;
+  const int images = offsets.back(), c = s.in, taps = s.taps(), oh = s.out_height(), ow = s.out_width();
+  const std::size_t in_size = std::size_t(images) * s.height * s.width * c, out_size = std::size_t(images) * oh * ow * c;
+  const auto x = values(in_size, 1), w = values(std::size_t(experts) * taps * c, 2), b = values(std::size_t(experts) * c, 3);
+  const auto g = values(out_size, 4);
+  const Array<int32_t> bounds(offsets);
+  const Array<float> dx(x), dw(w), db(b), dg(g), y(out_size), d_x(in_size), d_w(std::size_t(experts) * (taps + 1) * c);
+  const kernel::Groups groups{.offsets = bounds.data(), .experts = experts, .rows = images, .each = int64_t(oh) * ow};
+  const Array<float> partial(std::size_t(groups.pieces(kernel::column_sums_piece)) * (taps + 1) * c);
+  check(cuda::depthwise({.groups = groups, .shape = s, .x = dx.data(), .weight = dw.data(), .bias = db.data(), .y = y.data()},
+                        nullptr),
+        "depthwise");
+  check(cuda::depthwise({.groups = groups, .shape = s, .transposed = true, .x = dg.data(), .weight = dw.data(),
+                         .y = d_x.data()},
+                        nullptr),
+        "depthwise, transposed");
+  check(cuda::depthwise_weight({.groups = groups, .shape = s, .x = dx.data(), .grad = dg.data(), .partial = partial.data(),
+                                .d_weight = d_w.data()},
+                               nullptr),
+        "depthwise_weight");
+  check(cudaDeviceSynchronize(), "kernels");
+  std::vector<float> right_y(out_size), right_x(in_size), right_w(std::size_t(experts) * (taps + 1) * c);
+  for (int e = 0; e < experts; ++e)
+    for (int n = offsets[e]; n < offsets[e + 1]; ++n)
+      for (int i = 0; i < oh; ++i)
+        for (int j = 0; j < ow; ++j)
+          for (int k = 0; k < c; ++k) {
+            const std::size_t out = ((std::size_t(n) * oh + i) * ow + j) * c + k;
+            right_y[out] = b[std::size_t(e) * c + k];
+            right_w[(std::size_t(e) * (taps + 1) + taps) * c + k] += g[out];
+            for (int t = 0; t < taps; ++t) {
+              const int row = i - s.padding[0] + t / s.kernel[1] * s.dilation[0];
+              const int column = j - s.padding[1] + t % s.kernel[1] * s.dilation[1];
+              if (row < 0 || row >= s.height || column < 0 || column >= s.width) continue;
+              const std::size_t in = ((std::size_t(n) * s.height + row) * s.width + column) * c + k;
+              const std::size_t at = (std::size_t(e) * taps + t) * c + k;
+              right_y[out] += x[in] * w[at];
+              right_x[in] += g[out] * w[at];
+              right_w[(std::size_t(e) * (taps + 1) + t) * c + k] += g[out] * x[in];
+            }
+          }
+  require_close(y.host(), right_y, "a depthwise convolution");
+  require_close(d_x.host(), right_x, "its data gradient");
+  require_close(d_w.host(), right_w, "its gradients of filters and bias");
+}
+
+/// The backward pass of a map of which output i is the mean of samples i to i + reach on each side.
+void run_resample(int images, int channels, int side, int reach) {
+  const int out = side - reach;
+  const auto g = values(std::size_t(images) * out * out * channels, 5);
+  const int taps = reach + 1 < out ? reach + 1 : out;
+  std::vector<float> band(std::size_t(side) * (1 + taps));
+  for (int y = 0; y < side; ++y) {
+    const int first = y - reach > 0 ? y - reach : 0, begin = first + taps <= out ? first : out - taps;
+    band[std::size_t(y) * (1 + taps)] = static_cast<float>(begin);
+    for (int k = 0; k < taps; ++k)
+      band[std::size_t(y) * (1 + taps) + 1 + k] = begin + k <= y && y <= begin + k + reach ? 1.0f / float(reach + 1) : 0.0f;
+  }
+  const Array<float> grad(g), sides(band), d_x(std::size_t(images) * side * side * channels);
+  check(cuda::resample_backward({.grad = grad.data(), .rows = sides.data(), .columns = sides.data(), .images = images,
+                                 .channels = channels, .height = side, .width = side, .out_height = out, .out_width = out,
+                                 .row_taps = taps, .column_taps = taps, .d_x = d_x.data()},
+                                nullptr),
+        "resample_backward");
+  check(cudaDeviceSynchronize(), "kernels");
+  std::vector<float> right(std::size_t(images) * side * side * channels);
+  const float weight = 1.0f / float((reach + 1) * (reach + 1));
+  for (int n = 0; n < images; ++n)
+    for (int i = 0; i < out; ++i)
+      for (int j = 0; j < out; ++j)
+        for (int k = 0; k < channels; ++k)
+          for (int r = i; r <= i + reach; ++r)
+            for (int q = j; q <= j + reach; ++q)
+              right[((std::size_t(n) * side + r) * side + q) * channels + k] +=
+                  weight * g[((std::size_t(n) * out + i) * out + j) * channels + k];
+  require_close(d_x.host(), right, "the backward pass of a resampled map");
+}
+
 }  // namespace
 
 int main() {
@@ -294,5 +374,12 @@ int main() {
     run_rows({0, 3, 3, 700, 701}, 24, activation);
     run_rows({0, 0, 5}, 7, activation);
   }
+  run_depthwise({0, 2, 2, 3}, {.height = 9, .width = 7, .in = 24, .out = 24, .kernel = {3, 3}, .padding = {1, 1}});
+  run_depthwise({0, 1, 4}, {.height = 12, .width = 13, .in = 35, .out = 35, .kernel = {5, 7}, .padding = {2, 3}});
+  run_depthwise({0, 0, 9}, {.height = 20, .width = 17, .in = 264, .out = 264, .kernel = {3, 3}, .padding = {4, 2},
+                            .dilation = {2, 2}});
+  run_resample(2, 3, 9, 1);
+  run_resample(3, 1, 16, 7);   // several lanes a sample
+  run_resample(1, 40, 20, 17);
   std::puts("ok");
 }
