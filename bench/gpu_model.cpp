@@ -115,7 +115,7 @@ void add_models() {
           try {
             f(state);
           } catch (const c10::Error& error) {  // the dense mixture of 64 pictures may not fit
-            state.SkipWithError(std::string(error.what_without_backtrace()).substr(0, 200));
+            state.SkipWithError(std::string(error.what_without_backtrace()).substr(0, 200).c_str());
           }
         });
       };
