@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -104,7 +105,7 @@ TEST(Packed, UnreadablePicturesAreLeftOutAndTold) {
 /// Reads differently every time, as a file that is written to.
 struct Unsteady : Made {
   data::Sample sample(int64_t epoch, int64_t index) const {
-    static int calls = 0;
+    static std::atomic<int> calls = 0;  // several threads pack
     data::Sample out = Made::sample(epoch, index);
     out.image.pixels[0] = uint8_t(calls++);
     return out;
