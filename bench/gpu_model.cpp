@@ -4,6 +4,7 @@
 //
 //     bench_gpu_model --benchmark_out=model.json --benchmark_out_format=json
 //     python bench/gpu_table.py model.json
+#include "bench/balanced_routing.hpp"
 #include "bench/gpu.hpp"
 #include "examples/camo_model.hpp"
 #include "examples/model_level_recipe.hpp"
@@ -18,18 +19,6 @@ namespace moecod::bench {
 namespace {
 
 constexpr int64_t side = 448, slots = 2;
-
-/// Row n to experts 2 n and 2 n + 1, modulo their number.
-Routing balanced(Routing routing, int64_t experts) {
-  const at::Tensor logits = routing.logits;
-  const int64_t rows = logits.size(0);
-  const at::Tensor chosen = at::arange(rows * slots, logits.options().dtype(at::kLong)).remainder(experts).view({rows, slots});
-  routing.experts = chosen.to(at::kInt);
-  routing.weights = at::softmax(logits.gather(1, chosen), 1);
-  routing.counts = count_assignments(routing.experts, experts);
-  routing.assignments = rows * slots;
-  return routing;
-}
 
 AutocastGuard bfloat16() { return AutocastGuard({.device = at::kCUDA, .enabled = true, .dtype = at::kBFloat16, .cache = true}); }
 
@@ -48,7 +37,7 @@ class Training {
     {
       const AutocastGuard autocast = bfloat16();
       const Scene scene = model_.look(images);
-      Routing routing = balanced(model_.mixture->route(scene), Model::num_experts);
+      Routing routing = balanced(model_.mixture->route(scene), Model::num_experts, slots);
       if (stage_.objective.detach_gates) routing.weights = routing.weights.detach();
       auto out = model_.mixture->run(scene, routing);
       const train::OwnLosses losses = train::own_losses(*model_.mixture->experts, out.parts, masks, progress);
@@ -92,7 +81,7 @@ void whole_model(benchmark::State& state, int64_t batch, bool training, bool gra
     const torch::NoGradGuard no_grad;
     const AutocastGuard autocast = bfloat16();
     const Scene scene = model.look(images);
-    model.mixture->run(scene, balanced(model.mixture->route(scene), Model::num_experts));
+    model.mixture->run(scene, balanced(model.mixture->route(scene), Model::num_experts, slots));
   };
   c10::cuda::CUDACachingAllocator::resetPeakStats(0);
   const int64_t before = c10::cuda::CUDACachingAllocator::getDeviceStats(0).allocated_bytes[0].current;

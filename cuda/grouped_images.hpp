@@ -14,25 +14,6 @@ namespace moecod::cuda {
 
 constexpr auto channels_last = at::MemoryFormat::ChannelsLast;
 
-inline void check_offsets(const char* name, const at::Tensor& offsets, const c10::SymInt& experts) {
-  TORCH_CHECK(offsets.dim() == 1 && offsets.sym_size(0) == experts + 1 && offsets.scalar_type() == at::kInt, name,
-              ": offsets must be [E + 1] int32, got ", offsets.sym_sizes(), " ", offsets.scalar_type());
-}
-
-/// Calls f(e, first image, last image) for the experts that have some of the images.
-/// Synchronises: for images on CUDA of more than one expert.
-template <class F>
-void each_expert(const at::Tensor& images, const at::Tensor& offsets, F&& f) {
-  if (offsets.numel() == 2) {
-    if (images.size(0) > 0) f(0, 0, images.size(0));
-    return;
-  }
-  const at::Tensor host = offsets.cpu();
-  const int32_t* bounds = host.const_data_ptr<int32_t>();
-  for (int64_t e = 0; e + 1 < host.numel(); ++e)
-    if (bounds[e] < bounds[e + 1]) f(e, bounds[e], bounds[e + 1]);
-}
-
 /// The sizes of a convolution of stride 1.
 inline c10::SymDimVector conv_sizes(const at::Tensor& x, const at::Tensor& weight, at::IntArrayRef padding,
                                     at::IntArrayRef dilation) {
@@ -42,26 +23,29 @@ inline c10::SymDimVector conv_sizes(const at::Tensor& x, const at::Tensor& weigh
   return sizes;
 }
 
-inline kernel::ConvShape shape_of(const at::Tensor& x, const at::Tensor& weight, at::IntArrayRef padding,
-                                  at::IntArrayRef dilation) {
+inline kernel::ConvShape conv_shape(int64_t in, int64_t out, int64_t height, int64_t width, at::IntArrayRef kernel,
+                                    at::IntArrayRef padding, at::IntArrayRef dilation) {
   kernel::ConvShape s;
-  s.height = static_cast<int>(x.size(2));
-  s.width = static_cast<int>(x.size(3));
-  s.in = static_cast<int>(weight.size(2));
-  s.out = static_cast<int>(weight.size(1));
-  for (int i = 0; i < 2; ++i) {
-    s.kernel[i] = static_cast<int>(weight.size(3 + i));
+  s.height = static_cast<int>(height);
+  s.width = static_cast<int>(width);
+  s.in = static_cast<int>(in);
+  s.out = static_cast<int>(out);
+  for (std::size_t i = 0; i < 2; ++i) {
+    s.kernel[i] = static_cast<int>(kernel[i]);
     s.padding[i] = static_cast<int>(padding[i]);
     s.dilation[i] = static_cast<int>(dilation[i]);
   }
   return s;
 }
 
+/// That of images x and weights [E, out, in, kh, kw].
+inline kernel::ConvShape shape_of(const at::Tensor& x, const at::Tensor& weight, at::IntArrayRef padding,
+                                  at::IntArrayRef dilation) {
+  return conv_shape(weight.size(2), weight.size(1), x.size(2), x.size(3), weight.sizes().slice(3), padding, dilation);
+}
+
 inline kernel::Groups groups(const at::Tensor& images, const at::Tensor& offsets) {
-  return {.offsets = offsets.const_data_ptr<int32_t>(),
-          .experts = static_cast<int>(offsets.size(0) - 1),
-          .rows = images.size(0),
-          .each = images.size(2) * images.size(3)};
+  return groups_of(offsets, images.size(0), images.size(2) * images.size(3));
 }
 
 /// A contiguous tensor where kernels can read it in vectors of 16 bytes.

@@ -33,6 +33,32 @@ inline std::optional<kernel::Type> kernel_type(const at::Tensor& t) {
 /// Whether kernels can read the tensor in vectors of 16 bytes.
 inline bool aligned(const at::Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0; }
 
+inline void check_offsets(const char* name, const at::Tensor& offsets, const c10::SymInt& experts) {
+  TORCH_CHECK(offsets.dim() == 1 && offsets.sym_size(0) == experts + 1 && offsets.scalar_type() == at::kInt, name,
+              ": offsets must be [E + 1] int32, got ", offsets.sym_sizes(), " ", offsets.scalar_type());
+}
+
+/// Calls f(e, first item, last item) for the experts that have some of the rows, of `each` items.
+/// Synchronises: for rows on CUDA of more than one expert.
+template <class F>
+void each_expert(const at::Tensor& rows, const at::Tensor& offsets, F&& f, int64_t each = 1) {
+  if (offsets.numel() == 2) {
+    if (rows.size(0) > 0) f(0, 0, each * rows.size(0));
+    return;
+  }
+  const at::Tensor host = offsets.cpu();
+  const int32_t* bounds = host.const_data_ptr<int32_t>();
+  for (int64_t e = 0; e + 1 < host.numel(); ++e)
+    if (bounds[e] < bounds[e + 1]) f(e, each * bounds[e], each * bounds[e + 1]);
+}
+
+inline kernel::Groups groups_of(const at::Tensor& offsets, int64_t rows, int64_t each) {
+  return {.offsets = offsets.const_data_ptr<int32_t>(),
+          .experts = static_cast<int>(offsets.size(0) - 1),
+          .rows = rows,
+          .each = each};
+}
+
 template <class Operator, class... Arguments>
 auto call(const Arguments&... arguments) {
   return operators::find<Operator>()->call(arguments...);

@@ -87,17 +87,7 @@ bool takes(const Tensor& x, const kernel::ConvShape& shape) {
 
 bool conv2d_takes(int64_t in, int64_t out, int64_t height, int64_t width, IntArrayRef kernel, IntArrayRef padding,
                   IntArrayRef dilation) {
-  kernel::ConvShape s;
-  s.height = static_cast<int>(height);
-  s.width = static_cast<int>(width);
-  s.in = static_cast<int>(in);
-  s.out = static_cast<int>(out);
-  for (std::size_t i = 0; i < 2; ++i) {
-    s.kernel[i] = static_cast<int>(kernel[i]);
-    s.padding[i] = static_cast<int>(padding[i]);
-    s.dilation[i] = static_cast<int>(dilation[i]);
-  }
-  return conv_takes(s);
+  return conv_takes(conv_shape(in, out, height, width, kernel, padding, dilation));
 }
 
 Tensor last_readable(const Tensor& images) { return readable(images.contiguous(channels_last)); }

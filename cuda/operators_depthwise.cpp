@@ -25,11 +25,11 @@ namespace {
 
 using at::IntArrayRef;
 using at::Tensor;
+using std::optional;
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-using std::optional;
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 using Needed = std::array<bool, 3>;  // d_x, d_weight, d_bias; what was not asked for is empty
 
@@ -61,18 +61,19 @@ bool takes(const Tensor& x, const Tensor& weight, IntArrayRef padding, IntArrayR
 Tensor channels_behind(const Tensor& weight) { return weight.squeeze(2).permute({0, 2, 3, 1}).contiguous(); }
 
 Tensor by_torch(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& offsets,
-       IntArrayRef padding, IntArrayRef dilation) {
+                IntArrayRef padding, IntArrayRef dilation) {
   check(x, weight, bias, offsets, padding, dilation);
   const Tensor y = at::empty_symint(conv_sizes(x, weight, padding, dilation), x.options().memory_format(channels_last));
   each_expert(x, offsets, [&](int64_t e, int64_t begin, int64_t end) {
     y.slice(0, begin, end)
-        .copy_(at::conv2d(x.slice(0, begin, end), weight[e], bias ? (*bias)[e] : Tensor(), /*stride=*/1, padding, dilation, /*groups=*/x.size(1)));
+        .copy_(at::conv2d(x.slice(0, begin, end), weight[e], bias ? (*bias)[e] : Tensor(), /*stride=*/1, padding, dilation,
+                          /*groups=*/x.size(1)));
   });
   return y;
 }
 
 Tensor by_kernel(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& offsets,
-       IntArrayRef padding, IntArrayRef dilation) {
+                 IntArrayRef padding, IntArrayRef dilation) {
   check(x, weight, bias, offsets, padding, dilation);
   if (!kernel_takes(takes(x, weight, padding, dilation))) return by_torch(x, weight, bias, offsets, padding, dilation);
   const c10::cuda::CUDAGuard device(x.device());
@@ -94,7 +95,7 @@ Tensor by_kernel(const Tensor& x, const Tensor& weight, const optional<Tensor>& 
 }
 
 Tensor shapes(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& offsets,
-       IntArrayRef padding, IntArrayRef dilation) {
+              IntArrayRef padding, IntArrayRef dilation) {
   check(x, weight, bias, offsets, padding, dilation);
   return at::empty_symint(conv_sizes(x, weight, padding, dilation), x.options().memory_format(channels_last));
 }

@@ -51,9 +51,7 @@ void check_linear(const Tensor& x, const Tensor& weight, const optional<Tensor>&
   TORCH_CHECK(!bias || !bias->defined() || (bias->dim() == 2 && bias->sym_size(0) == weight.sym_size(0) &&
                                             bias->sym_size(1) == weight.sym_size(1)),
               "moecod::grouped_linear: bias must be [E, out]");
-  TORCH_CHECK(offsets.dim() == 1 && offsets.sym_size(0) == weight.sym_size(0) + 1 && offsets.scalar_type() == at::kInt,
-              "moecod::grouped_linear: offsets must be [E + 1] int32, got ", offsets.sym_sizes(), " ",
-              offsets.scalar_type());
+  check_offsets("moecod::grouped_linear", offsets, weight.sym_size(0));
 }
 
 c10::SymDimVector with_width(const Tensor& x, const c10::SymInt& width) {
@@ -67,15 +65,8 @@ Tensor flat(const Tensor& x) { return x.reshape({-1, x.size(-1)}).contiguous(); 
 
 // ------------------------------------------------------------------------------------------- by LibTorch's operations
 
-/// Calls f(e, first item, last item) for the experts that have some.
-template <class F>
-void each_expert(const Tensor& x, const Tensor& offsets, F&& f) {
-  const int64_t each = x.size(0) > 0 ? x.numel() / x.size(0) / x.size(-1) : 1;
-  const Tensor host = offsets.cpu();
-  const int32_t* bounds = host.const_data_ptr<int32_t>();
-  for (int64_t e = 0; e + 1 < host.numel(); ++e)
-    if (bounds[e] < bounds[e + 1]) f(e, each * bounds[e], each * bounds[e + 1]);
-}
+/// Items a row of x [M, ..., width].
+int64_t items_a_row(const Tensor& x) { return x.size(0) > 0 ? x.numel() / x.size(0) / x.size(-1) : 1; }
 
 Tensor linear_by_torch(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& offsets,
                        std::string_view activation) {
@@ -85,7 +76,7 @@ Tensor linear_by_torch(const Tensor& x, const Tensor& weight, const optional<Ten
   each_expert(x, offsets, [&](int64_t e, int64_t begin, int64_t end) {
     out.slice(0, begin, end)
         .copy_(at::linear(in.slice(0, begin, end), weight[e], bias && bias->defined() ? bias->select(0, e) : Tensor()));
-  });
+  }, items_a_row(x));
   return y;
 }
 
@@ -116,7 +107,7 @@ Gradients linear_backward_by_torch(const Tensor& grad, const Tensor& x, const Te
     if (needed[0]) d_a.slice(0, begin, end).copy_(rows.matmul(weight[e]));
     if (needed[1]) d_weight[e].copy_(rows.t().matmul(a.slice(0, begin, end)));
     if (needed[2]) d_bias[e].copy_(rows.sum(0));
-  });
+  }, items_a_row(x));
   return {needed[0] ? activation_backward(d_a, h, kind).view(x.sizes()) : at::empty({0}, x.options()), d_weight,
           d_bias};
 }
@@ -130,12 +121,7 @@ bool takes(const Tensor& x, const Tensor& weight) {
          weight.size(2) % 8 == 0 && weight.size(0) < 1024 && x.numel() > 0 && aligned(x) && aligned(weight);
 }
 
-kernel::Groups groups(const Tensor& x, const Tensor& offsets) {
-  return {.offsets = offsets.const_data_ptr<int32_t>(),
-          .experts = static_cast<int>(offsets.size(0) - 1),
-          .rows = x.size(0),
-          .each = x.numel() / x.size(0) / x.size(-1)};
-}
+kernel::Groups groups(const Tensor& x, const Tensor& offsets) { return groups_of(offsets, x.size(0), items_a_row(x)); }
 
 /// The end of each expert's items.
 Tensor ends(const kernel::Groups& groups, const Tensor& offsets) {

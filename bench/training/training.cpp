@@ -5,7 +5,6 @@
 
 #include <ATen/Context.h>
 #include <ATen/cuda/CUDAEvent.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/tensor.h>
 #include <CLI/CLI.hpp>
 #include <c10/cuda/CUDACachingAllocator.h>
@@ -23,6 +22,7 @@
 #include <utility>
 #include <vector>
 
+#include "bench/balanced_routing.hpp"
 #include "examples/camo_model.hpp"
 #include "examples/job.hpp"
 #include "examples/model_level_recipe.hpp"
@@ -85,17 +85,8 @@ struct StepTask {
     begin.record();
     const Scene scene = model.look(images);
     Routing routing = model.mixture->route(scene);
-    if (load != Load::free) {
-      const at::Tensor logits = routing.logits;
-      const int64_t rows = images.size(0), slots = load == Load::dense ? Camo::num_experts : 2;
-      // Row n to experts 2 n and 2 n + 1, modulo their number: as many to each wherever that is possible.
-      const auto longs = logits.options().dtype(at::kLong);
-      const at::Tensor experts = at::arange(rows * slots, longs).remainder(Camo::num_experts).view({rows, slots});
-      routing.experts = experts.to(at::kInt);
-      routing.weights = at::softmax(logits.gather(1, experts), 1);
-      routing.counts = count_assignments(routing.experts, Camo::num_experts);
-      routing.assignments = rows * slots;
-    }
+    if (load != Load::free)
+      routing = bench::balanced(std::move(routing), Camo::num_experts, load == Load::dense ? Camo::num_experts : 2);
     if (stage_.objective.detach_gates) routing.weights = routing.weights.detach();
     auto out = model.mixture->run(scene, routing);
     const train::OwnLosses losses = train::own_losses(*model.mixture->experts, out.parts, masks, progress);

@@ -11,15 +11,6 @@ namespace moecod::on_cuda {
 namespace {
 
 using Pair = std::array<int64_t, 2>;
-constexpr auto channels_last = at::MemoryFormat::ChannelsLast;
-
-std::vector<int32_t> ends_of(const std::vector<int64_t>& images) {
-  std::vector<int32_t> out{0};
-  for (int64_t n : images) out.push_back(out.back() + static_cast<int32_t>(n));
-  return out;
-}
-
-at::Tensor offsets_of(const std::vector<int64_t>& images) { return at::tensor(ends_of(images), at::kInt).cuda(); }
 
 bool has_kernel() {
   const auto* device = at::cuda::getCurrentDeviceProperties();

@@ -8,19 +8,12 @@ namespace moecod::on_cuda {
 namespace {
 
 using Pair = std::array<int64_t, 2>;
-constexpr auto channels_last = at::MemoryFormat::ChannelsLast;
 
 struct Case {
   std::vector<int64_t> images;  // of each expert
   int64_t channels;
   Pair size, kernel{3, 3}, padding{1, 1}, dilation{1, 1};
 };
-
-at::Tensor offsets_of(const std::vector<int64_t>& images) {
-  std::vector<int32_t> ends{0};
-  for (int64_t n : images) ends.push_back(ends.back() + static_cast<int32_t>(n));
-  return at::tensor(ends, at::kInt).cuda();
-}
 
 /// y, d_x, d_weight and, where there is a bias, d_bias.
 template <class Forward>
@@ -61,15 +54,9 @@ Tensors one_by_one(const Case& c, const Tensors& in) {
       wide);
 }
 
-int64_t total(const Case& c) {
-  int64_t sum = 0;
-  for (int64_t n : c.images) sum += n;
-  return sum;
-}
-
 Tensors inputs(const Case& c, at::ScalarType type, bool bias) {
   const auto experts = static_cast<int64_t>(c.images.size());
-  Tensors in{at::randn({total(c), c.channels, c.size[0], c.size[1]}, on(at::kFloat)).to(type).contiguous(channels_last),
+  Tensors in{at::randn({ends_of(c.images).back(), c.channels, c.size[0], c.size[1]}, on(at::kFloat)).to(type).contiguous(channels_last),
              at::randn({experts, c.channels, 1, c.kernel[0], c.kernel[1]}, on(at::kFloat)).to(type)};
   if (bias) in.push_back(at::randn({experts, c.channels}, on(at::kFloat)).to(type));
   return in;

@@ -25,6 +25,17 @@ using Tensors = std::vector<at::Tensor>;
 
 inline at::TensorOptions on(at::ScalarType type) { return at::TensorOptions().dtype(type).device(at::kCUDA); }
 
+constexpr auto channels_last = at::MemoryFormat::ChannelsLast;
+
+/// 0 and the end of each expert's images, of which there are so many.
+inline std::vector<int32_t> ends_of(const std::vector<int64_t>& images) {
+  std::vector<int32_t> out{0};
+  for (int64_t n : images) out.push_back(out.back() + static_cast<int32_t>(n));
+  return out;
+}
+
+inline at::Tensor offsets_of(const std::vector<int64_t>& images) { return at::tensor(ends_of(images), at::kInt).cuda(); }
+
 /// f() gives the same bits every time.
 template <class F>
 void expect_repeats(F&& f, int times = 20) {

@@ -1,6 +1,7 @@
 #pragma once
 #include "moecod/kernel/device.cuh"
 #include "moecod/kernel/pieces.hpp"
+#include "moecod/kernel/rows.cuh"
 
 /// What a grouped linear layer needs beside its products: biases, their gradients, and zeros for idle experts.
 ///
@@ -74,6 +75,15 @@ __global__ void __launch_bounds__(ColumnTuning::threads) sum_pieces(const Column
   from_float(sum, static_cast<T*>(a.sums)[blockIdx.y * a.width + c]);
 }
 
+/// The second half of column_sums: `partial` is there.
+template <class T>
+cudaError_t add_pieces_of(const ColumnSums& a, cudaStream_t stream) {
+  constexpr int threads = ColumnTuning::threads;
+  const dim3 grid(static_cast<unsigned>((a.width + threads - 1) / threads), a.groups.experts);
+  sum_pieces<T><<<grid, threads, 0, stream>>>(a);
+  return cudaGetLastError();
+}
+
 static __global__ void __launch_bounds__(ColumnTuning::threads) zero_idle(const ZeroIdle a) {
   const int e = blockIdx.y;
   if (a.groups.offsets[e] != a.groups.offsets[e + 1]) return;
@@ -102,8 +112,7 @@ inline cudaError_t add_bias(const AddBias& a, cudaStream_t stream) {
   return detail::with_type(a.type, [&]<class T>(T) {
     constexpr int wide = 16 / sizeof(T);
     const auto blocks = static_cast<unsigned>(a.groups.pieces(detail::ColumnTuning::piece));
-    const bool aligned = reinterpret_cast<uintptr_t>(a.bias) % 16 == 0 && reinterpret_cast<uintptr_t>(a.x) % 16 == 0;
-    if (a.width % wide == 0 && aligned)
+    if (detail::vectors_fit(a.width * int64_t(sizeof(T)), 16, a.bias, a.x))
       detail::add_bias<T, wide><<<blocks, detail::ColumnTuning::threads, 0, stream>>>(a);
     else
       detail::add_bias<T, 1><<<blocks, detail::ColumnTuning::threads, 0, stream>>>(a);
@@ -118,9 +127,7 @@ inline cudaError_t column_sums(const ColumnSums& a, cudaStream_t stream) {
     constexpr int threads = detail::ColumnTuning::threads;
     if (const auto pieces = static_cast<unsigned>(a.groups.pieces(detail::ColumnTuning::piece)))
       detail::sum_columns<T><<<dim3(pieces, static_cast<unsigned>((a.width + 31) / 32)), threads, 0, stream>>>(a);
-    const dim3 sums(static_cast<unsigned>((a.width + threads - 1) / threads), a.groups.experts);
-    detail::sum_pieces<T><<<sums, threads, 0, stream>>>(a);
-    return cudaGetLastError();
+    return detail::add_pieces_of<T>(a, stream);
   });
 }
 

@@ -121,12 +121,6 @@ __global__ void __launch_bounds__(DepthwiseTuning::threads) depthwise_weight(con
   if (ky == 0) join(total, s.taps());
 }
 
-/// Whether channels go in vectors of 16 bytes.
-template <class T, class... Pointers>
-bool in_vectors(int channels, Pointers... pointers) {
-  return channels % (16 / sizeof(T)) == 0 && ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
-}
-
 }  // namespace detail
 
 /// One launch.
@@ -142,7 +136,7 @@ inline cudaError_t depthwise(const Depthwise& a, cudaStream_t stream) {
           a, static_cast<int>(total));
       return cudaGetLastError();
     };
-    return detail::in_vectors<T>(a.shape.in, a.x, a.weight, a.bias, a.y)
+    return detail::vectors_fit(a.shape.in * int64_t(sizeof(T)), 16, a.x, a.weight, a.bias, a.y)
                ? launch(std::integral_constant<int, 16 / sizeof(T)>{})
                : launch(std::integral_constant<int, 1>{});
   });
@@ -162,17 +156,15 @@ inline cudaError_t depthwise_weight(const DepthwiseWeight& a, cudaStream_t strea
       s.kernel[1] <= 3 ? launch(vector, std::integral_constant<int, 3>{})
                        : launch(vector, std::integral_constant<int, depthwise_columns>{});
     };
-    detail::in_vectors<T>(s.in, a.x, a.grad) ? with_columns(std::integral_constant<int, 16 / sizeof(T)>{})
-                                             : with_columns(std::integral_constant<int, 1>{});
-    const ColumnSums sums{.groups = a.groups,
-                          .width = int64_t(s.taps() + 1) * s.in,
-                          .type = a.type,
-                          .partial = a.partial,
-                          .sums = a.d_weight};
-    constexpr int threads = detail::ColumnTuning::threads;
-    const dim3 grid(static_cast<unsigned>((sums.width + threads - 1) / threads), a.groups.experts);
-    detail::sum_pieces<T><<<grid, threads, 0, stream>>>(sums);
-    return cudaGetLastError();
+    detail::vectors_fit(s.in * int64_t(sizeof(T)), 16, a.x, a.grad)
+        ? with_columns(std::integral_constant<int, 16 / sizeof(T)>{})
+        : with_columns(std::integral_constant<int, 1>{});
+    return detail::add_pieces_of<T>({.groups = a.groups,
+                                     .width = int64_t(s.taps() + 1) * s.in,
+                                     .type = a.type,
+                                     .partial = a.partial,
+                                     .sums = a.d_weight},
+                                    stream);
   });
 }
 
