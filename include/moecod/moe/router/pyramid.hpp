@@ -59,23 +59,10 @@ inline at::Tensor band_rms(const at::Tensor& x, double cutoff) {
 
 namespace pyramid_router {
 
-/// Convolution without bias, batch norm, ReLU.
-class ConvBlock : public torch::nn::Module {
- public:
-  explicit ConvBlock(layers::Conv2dOptions options) {
-    options.bias = false;
-    conv_ = register_module("conv", std::make_shared<layers::Conv2d<>>(options));
-    norm_ = register_module("norm", std::make_shared<layers::BatchNorm2d<>>(options.out));
-  }
-  ConvBlock(int64_t in, int64_t out, int64_t kernel, int64_t dilation = 1)
-      : ConvBlock(layers::Conv2dOptions::square(in, out, kernel, dilation)) {}
-
-  at::Tensor forward(const at::Tensor& x) { return layers::conv_norm(*conv_, *norm_, layers::After::relu, x, {}); }
-
- private:
-  std::shared_ptr<layers::Conv2d<>> conv_;
-  std::shared_ptr<layers::BatchNorm2d<>> norm_;
-};
+/// A square convolution with normalisation and ReLU that keeps the size.
+inline std::shared_ptr<layers::ConvNorm<>> conv_block(int64_t in, int64_t out, int64_t kernel, int64_t dilation = 1) {
+  return std::make_shared<layers::ConvNorm<>>(layers::Conv2dOptions::square(in, out, kernel, dilation));
+}
 
 /// What every branch reads: `top` [B, 2 width, H, W], the last level reduced, and `fine` [B, C, 2 H, 2 W], the level
 /// before it as the backbone made it. Each branch returns [B, width].
@@ -89,8 +76,8 @@ class Texture : public torch::nn::Module {
   Texture(int64_t, int64_t width) {
     for (std::size_t i = 0; i < scales_.size(); ++i)
       scales_[i] = register_module("scale" + std::to_string(i),
-                                   std::make_shared<ConvBlock>(2 * width, width, 3, int64_t{1} << i));
-    fusion_ = register_module("fusion", std::make_shared<ConvBlock>(3 * width, width, 1));
+                                   conv_block(2 * width, width, 3, int64_t{1} << i));
+    fusion_ = register_module("fusion", conv_block(3 * width, width, 1));
   }
 
   at::Tensor forward(const Input& in) {
@@ -100,8 +87,8 @@ class Texture : public torch::nn::Module {
   }
 
  private:
-  std::array<std::shared_ptr<ConvBlock>, 3> scales_;
-  std::shared_ptr<ConvBlock> fusion_;
+  std::array<std::shared_ptr<layers::ConvNorm<>>, 3> scales_;
+  std::shared_ptr<layers::ConvNorm<>> fusion_;
 };
 
 /// Edges of the finer level: each of `width` mixed channels through two perpendicular 3x3 derivatives of its own,
@@ -110,10 +97,10 @@ class Texture : public torch::nn::Module {
 class Edges : public torch::nn::Module {
  public:
   Edges(int64_t fine, int64_t width) {
-    reduce_ = register_module("reduce", std::make_shared<ConvBlock>(fine, width, 1));
+    reduce_ = register_module("reduce", conv_block(fine, width, 1));
     direction_ = register_module("direction", std::make_shared<layers::Conv2d<>>(layers::Conv2dOptions{
                                                   .in = 2 * width, .out = 2 * width, .groups = 2 * width, .bias = false}));
-    fusion_ = register_module("fusion", std::make_shared<ConvBlock>(2 * width, width, 3));
+    fusion_ = register_module("fusion", conv_block(2 * width, width, 3));
     const torch::NoGradGuard no_grad;
     const at::Tensor sobel = at::tensor({-1., 0., 1., -2., 0., 2., -1., 0., 1.,   //
                                          -1., -2., -1., 0., 0., 0., 1., 2., 1.,   //
@@ -129,7 +116,7 @@ class Edges : public torch::nn::Module {
   }
 
  private:
-  std::shared_ptr<ConvBlock> reduce_, fusion_;
+  std::shared_ptr<layers::ConvNorm<>> reduce_, fusion_;
   std::shared_ptr<layers::Conv2d<>> direction_;
 };
 
@@ -140,7 +127,7 @@ class Context : public torch::nn::Module {
     for (std::size_t i = 0; i < regions_.size(); ++i)
       regions_[i] = register_module("region" + std::to_string(i), std::make_shared<layers::Conv2d<>>(
                                         layers::Conv2dOptions::square(2 * width, width / 4, 1)));
-    fusion_ = register_module("fusion", std::make_shared<ConvBlock>(3 * width, width, 3));
+    fusion_ = register_module("fusion", conv_block(3 * width, width, 3));
   }
 
   at::Tensor forward(const Input& in) {
@@ -156,7 +143,7 @@ class Context : public torch::nn::Module {
  private:
   static constexpr std::array<int64_t, 4> cells{1, 2, 3, 6};
   std::array<std::shared_ptr<layers::Conv2d<>>, 4> regions_;
-  std::shared_ptr<ConvBlock> fusion_;
+  std::shared_ptr<layers::ConvNorm<>> fusion_;
 };
 
 /// How much of each channel is coarse and how much fine: root mean squares of the bands below and above a quarter of
@@ -217,7 +204,7 @@ class Pyramid : public torch::nn::Module {
     TORCH_CHECK(channels_.size() >= 2, "router::Pyramid: channels must name at least two levels, got ",
                 channels_.size());
     if constexpr (reads_top)
-      stem_ = register_module("stem", std::make_shared<pyramid_router::ConvBlock>(channels_.back(), 2 * width, 1));
+      stem_ = register_module("stem", pyramid_router::conv_block(channels_.back(), 2 * width, 1));
     const int64_t fine = channels_[channels_.size() - 2];
     add("texture", texture_, fine, width);
     add("edges", edges_, fine, width);
@@ -274,7 +261,7 @@ class Pyramid : public torch::nn::Module {
   static void read(pyramid_router::Absent, const pyramid_router::Input&, std::vector<at::Tensor>&) {}
 
   std::vector<int64_t> channels_;
-  [[no_unique_address]] branch<reads_top, pyramid_router::ConvBlock> stem_;
+  [[no_unique_address]] branch<reads_top, layers::ConvNorm<>> stem_;
   [[no_unique_address]] branch<Texture, pyramid_router::Texture> texture_;
   [[no_unique_address]] branch<Edges, pyramid_router::Edges> edges_;
   [[no_unique_address]] branch<Context, pyramid_router::Context> context_;
