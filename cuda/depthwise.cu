@@ -1,6 +1,7 @@
 #include "moecod/kernel/depthwise.cuh"
 
 #include "cuda/kernels.hpp"
+#include "moecod/kernel/depthwise_3x3.cuh"
 
 namespace moecod::cuda {
 
@@ -9,6 +10,15 @@ cudaError_t depthwise(const kernel::Depthwise& arguments, cudaStream_t stream) {
 }
 cudaError_t depthwise_weight(const kernel::DepthwiseWeight& arguments, cudaStream_t stream) {
   return kernel::depthwise_weight(arguments, stream);
+}
+bool depthwise_3x3_takes(int64_t channels, int64_t images, int height) {
+  return kernel::depthwise_3x3_takes(channels, images, height);
+}
+cudaError_t depthwise_3x3(const kernel::Depthwise3x3& arguments, cudaStream_t stream) {
+  return kernel::depthwise_3x3(arguments, stream);
+}
+cudaError_t depthwise_3x3_backward(const kernel::Depthwise3x3Backward& arguments, cudaStream_t stream) {
+  return kernel::depthwise_3x3_backward(arguments, stream);
 }
 
 }  // namespace moecod::cuda

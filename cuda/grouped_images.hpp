@@ -48,9 +48,6 @@ inline kernel::Groups groups(const at::Tensor& images, const at::Tensor& offsets
   return groups_of(offsets, images.size(0), images.size(2) * images.size(3));
 }
 
-/// A contiguous tensor where kernels can read it in vectors of 16 bytes.
-inline at::Tensor readable(const at::Tensor& t) { return aligned(t) ? t : t.clone(); }
-
 /// Weights [E, out, in, kh, kw] as [E, out, kh, kw, in], contiguous.
 inline at::Tensor taps_first(const at::Tensor& weight) { return readable(weight.permute({0, 1, 3, 4, 2}).contiguous()); }
 

@@ -33,6 +33,9 @@ inline std::optional<kernel::Type> kernel_type(const at::Tensor& t) {
 /// Whether kernels can read the tensor in vectors of 16 bytes.
 inline bool aligned(const at::Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0; }
 
+/// A contiguous tensor where kernels can read it in vectors of 16 bytes.
+inline at::Tensor readable(const at::Tensor& t) { return aligned(t) ? t : t.clone(); }
+
 inline void check_offsets(const char* name, const at::Tensor& offsets, const c10::SymInt& experts) {
   TORCH_CHECK(offsets.dim() == 1 && offsets.sym_size(0) == experts + 1 && offsets.scalar_type() == at::kInt, name,
               ": offsets must be [E + 1] int32, got ", offsets.sym_sizes(), " ", offsets.scalar_type());

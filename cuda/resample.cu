@@ -4,8 +4,8 @@
 
 namespace moecod::cuda {
 
-cudaError_t resample_backward(const kernel::ResampleBackward& arguments, cudaStream_t stream) {
-  return kernel::resample_backward(arguments, stream);
+cudaError_t resample(const kernel::Resample& arguments, cudaStream_t stream) {
+  return kernel::resample(arguments, stream);
 }
 
 }  // namespace moecod::cuda

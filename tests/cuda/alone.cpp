@@ -310,9 +310,71 @@ void run_depthwise(const std::vector<int32_t>& offsets, const kernel::ConvShape&
               right_w[(std::size_t(e) * (taps + 1) + t) * c + k] += g[out] * x[in];
             }
           }
+  if (s.taps() == 9 && s.dilation[0] == 1 && s.dilation[1] == 1 && oh == s.height && ow == s.width &&
+      cuda::depthwise_3x3_takes(c, images, s.height)) {
+    const Array<float> y3(out_size), d_x3(in_size), d_w3(std::size_t(experts) * 10 * c);
+    const Array<float> strips(std::size_t(images) * kernel::depthwise_3x3_strips(s.height) * 10 * c);
+    check(cuda::depthwise_3x3({.groups = groups, .height = oh, .width = ow, .channels = c, .x = dx.data(), .weight = dw.data(),
+                               .bias = db.data(), .y = y3.data()},
+                              nullptr),
+          "depthwise_3x3");
+    check(cuda::depthwise_3x3_backward({.groups = groups, .height = oh, .width = ow, .channels = c, .grad = dg.data(),
+                                        .x = dx.data(), .weight = dw.data(), .partial = strips.data(), .d_x = d_x3.data(),
+                                        .d_weight = d_w3.data()},
+                                       nullptr),
+          "depthwise_3x3_backward");
+    require_close(y3.host(), right_y, "a depthwise convolution by 3x3 filters");
+    require_close(d_x3.host(), right_x, "its data gradient");
+    require_close(d_w3.host(), right_w, "its gradients of filters and bias");
+  }
   require_close(y.host(), right_y, "a depthwise convolution");
   require_close(d_x.host(), right_x, "its data gradient");
   require_close(d_w.host(), right_w, "its gradients of filters and bias");
+}
+
+/// y and the gradients of a layer normalisation against sums on the host.
+void run_layer_norm(const std::vector<int32_t>& offsets, int each, int width) {
+  const auto experts = static_cast<int>(offsets.size()) - 1;
+  const std::size_t items = std::size_t(offsets.back()) * each, size = items * width, own = std::size_t(experts) * width;
+  const auto x = values(size, 1), g = values(size, 2), w = values(own, 3), b = values(own, 4);
+  const float eps = 1e-5f;
+  const Array<int32_t> bounds(offsets);
+  const Array<float> dx(x), dg(g), dw(w), db(b), y(size), d_x(size), both(2 * own);
+  const kernel::Groups groups{.offsets = bounds.data(), .experts = experts, .rows = offsets.back(), .each = each};
+  const Array<float> partial(std::size_t(groups.pieces(kernel::layer_norm_piece(groups.items()))) * 2 * width);
+  check(cuda::layer_norm({.groups = groups, .width = width, .eps = eps, .x = dx.data(), .weight = dw.data(),
+                          .bias = db.data(), .y = y.data()},
+                         nullptr),
+        "layer_norm");
+  check(cuda::layer_norm_backward({.groups = groups, .width = width, .eps = eps, .grad = dg.data(), .x = dx.data(),
+                                   .weight = dw.data(), .partial = partial.data(), .d_weight_and_bias = both.data(),
+                                   .d_x = d_x.data()},
+                                  nullptr),
+        "layer_norm_backward");
+  check(cudaDeviceSynchronize(), "kernels");
+  std::vector<float> right_y(size), right_x(size), right_both(2 * own);
+  for (int e = 0; e < experts; ++e)
+    for (int64_t i = int64_t(offsets[e]) * each; i < int64_t(offsets[e + 1]) * each; ++i) {
+      const float *row = &x[std::size_t(i) * width], *grad = &g[std::size_t(i) * width], *weight = &w[std::size_t(e) * width];
+      double mean = 0, variance = 0, along = 0, around = 0;
+      for (int c = 0; c < width; ++c) mean += row[c] / double(width);
+      for (int c = 0; c < width; ++c) variance += (row[c] - mean) * (row[c] - mean) / width;
+      const double rstd = 1 / std::sqrt(variance + eps);
+      for (int c = 0; c < width; ++c) {
+        const double z = (row[c] - mean) * rstd;
+        around += double(grad[c]) * weight[c] / width;
+        along += double(grad[c]) * weight[c] * z / width;
+        right_y[std::size_t(i) * width + c] = float(z * weight[c] + b[std::size_t(e) * width + c]);
+        right_both[std::size_t(2 * e) * width + c] += float(grad[c] * z);
+        right_both[std::size_t(2 * e + 1) * width + c] += grad[c];
+      }
+      for (int c = 0; c < width; ++c)
+        right_x[std::size_t(i) * width + c] =
+            float(rstd * (double(grad[c]) * weight[c] - around - (row[c] - mean) * rstd * along));
+    }
+  require_close(y.host(), right_y, "a layer normalisation");
+  require_close(d_x.host(), right_x, "its data gradient");
+  require_close(both.host(), right_both, "its gradients of weight and bias");
 }
 
 /// The backward pass of a map of which output i is the mean of samples i to i + reach on each side.
@@ -328,11 +390,11 @@ void run_resample(int images, int channels, int side, int reach) {
       band[std::size_t(y) * (1 + taps) + 1 + k] = begin + k <= y && y <= begin + k + reach ? 1.0f / float(reach + 1) : 0.0f;
   }
   const Array<float> grad(g), sides(band), d_x(std::size_t(images) * side * side * channels);
-  check(cuda::resample_backward({.grad = grad.data(), .rows = sides.data(), .columns = sides.data(), .images = images,
-                                 .channels = channels, .height = side, .width = side, .out_height = out, .out_width = out,
-                                 .row_taps = taps, .column_taps = taps, .d_x = d_x.data()},
-                                nullptr),
-        "resample_backward");
+  check(cuda::resample({.x = grad.data(), .rows = sides.data(), .columns = sides.data(), .images = images,
+                        .channels = channels, .height = out, .width = out, .out_height = side, .out_width = side,
+                        .row_taps = taps, .column_taps = taps, .y = d_x.data()},
+                       nullptr),
+        "resample");
   check(cudaDeviceSynchronize(), "kernels");
   std::vector<float> right(std::size_t(images) * side * side * channels);
   const float weight = 1.0f / float((reach + 1) * (reach + 1));
@@ -378,6 +440,10 @@ int main() {
   run_depthwise({0, 1, 4}, {.height = 12, .width = 13, .in = 35, .out = 35, .kernel = {5, 7}, .padding = {2, 3}});
   run_depthwise({0, 0, 9}, {.height = 20, .width = 17, .in = 264, .out = 264, .kernel = {3, 3}, .padding = {4, 2},
                             .dilation = {2, 2}});
+  run_depthwise({0, 1, 1, 3}, {.height = 19, .width = 11, .in = 136, .out = 136, .kernel = {3, 3}, .padding = {1, 1}});
+  run_layer_norm({0, 3, 3, 40}, 5, 64);
+  run_layer_norm({0, 2, 3}, 7, 320);
+  run_layer_norm({0, 0, 9}, 1, 12);
   run_resample(2, 3, 9, 1);
   run_resample(3, 1, 16, 7);   // several lanes a sample
   run_resample(1, 40, 20, 17);

@@ -13,6 +13,7 @@ struct Case {
   std::vector<int64_t> images;  // of each expert
   int64_t channels;
   Pair size, kernel{3, 3}, padding{1, 1}, dilation{1, 1};
+  bool gelu = false;
 };
 
 /// y, d_x, d_weight and, where there is a bias, d_bias.
@@ -32,7 +33,7 @@ Tensors by_operator(const Case& c, const Tensors& in) {
   return results(
       [&](const at::Tensor& x, const at::Tensor& w, const std::optional<at::Tensor>& b) {
         return operators::find<operators::GroupedDepthwiseConv2d>()->call(x, w, b, offsets_of(c.images), c.padding,
-                                                                          c.dilation);
+                                                                          c.dilation, c.gelu);
       },
       in);
 }
@@ -49,7 +50,7 @@ Tensors one_by_one(const Case& c, const Tensors& in) {
           if (c.images[e] > 0)
             out.push_back(at::conv2d(x.slice(0, begin, begin + c.images[e]), w[int64_t(e)],
                                      b ? (*b)[int64_t(e)] : at::Tensor(), 1, c.padding, c.dilation, c.channels));
-        return at::cat(out);
+        return c.gelu ? at::gelu(at::cat(out)) : at::cat(out);
       },
       wide);
 }
@@ -70,6 +71,12 @@ const std::vector<Case> cases{
     {{2, 3}, 24, {20, 17}, {5, 3}, {4, 2}, {2, 2}},
     {{2, 1}, 16, {9, 9}, {3, 3}, {0, 0}},
     {{0, 40}, 512, {14, 14}},
+    {{3, 0, 2}, 64, {14, 14}, {3, 3}, {1, 1}, {1, 1}, /*gelu=*/true},
+    {{1, 2}, 132, {37, 18}, {3, 3}, {1, 1}, {1, 1}, true},  // three strips, a chunk of channels that is not full
+    {{1, 1}, 4, {1, 1}, {3, 3}, {1, 1}, {1, 1}, true},
+    {{2, 1}, 12, {17, 3}},
+    {{2, 3}, 8, {20, 20}, {7, 7}, {3, 3}, {1, 1}, true},
+    {{0, 0, 5}, 35, {13, 6}, {3, 3}, {1, 1}, {1, 1}, true},
 };
 
 TEST(DepthwiseOperator, EqualsFloat64_CUDA) {
@@ -80,7 +87,7 @@ TEST(DepthwiseOperator, EqualsFloat64_CUDA) {
       for (const bool bias : {false, true}) {
         SCOPED_TRACE(::testing::Message() << type << " " << at::IntArrayRef(c.images) << " images of " << c.channels << " x "
                                           << at::IntArrayRef(c.size) << ", kernel " << at::IntArrayRef(c.kernel)
-                                          << ", bias " << bias);
+                                          << ", bias " << bias << ", gelu " << c.gelu);
         const Tensors in = inputs(c, type, bias);
         const int64_t before = operators::fallbacks();
         const Tensors got = by_operator(c, in);
@@ -124,15 +131,57 @@ TEST(DepthwiseOperator, RepeatsWaitsNeverAndIsCaptured_CUDA) {
   const at::Tensor b = at::randn({3, 64}, on(at::kBFloat16)).set_requires_grad(true);
   at::Tensor offsets = offsets_of({4, 0, 5});
   const at::Tensor seed = at::randn({9, 64, 28, 28}, on(at::kBFloat16)).contiguous(channels_last);
-  const auto step = [&] {
-    const at::Tensor y = operators::find<operators::GroupedDepthwiseConv2d>()->call(x, w, b, offsets, c.padding, c.dilation);
-    const auto grads = torch::autograd::grad({y}, {x, w, b}, {seed});
-    return Tensors{y, grads[0], grads[1], grads[2]};
+  for (const bool gelu : {false, true}) {
+    const auto step = [&] {
+      const at::Tensor y = operators::find<operators::GroupedDepthwiseConv2d>()->call(x, w, b, offsets, c.padding, c.dilation, gelu);
+      const auto grads = torch::autograd::grad({y}, {x, w, b}, {seed});
+      return Tensors{y, grads[0], grads[1], grads[2]};
+    };
+    expect_repeats(step);
+    expect_waits_never(step);
+    const std::vector<std::vector<int64_t>> routings{{9, 0, 0}, {1, 7, 1}, {0, 0, 9}, {3, 3, 3}};
+    expect_captures(step, [&](int i) { offsets.copy_(offsets_of(routings[std::size_t(i)])); });
+  }
+}
+
+/// Gradients that nobody wants are not computed, and the others are the same.
+TEST(DepthwiseOperator, GivesOnlyTheGradientsAskedFor_CUDA) {
+  MOECOD_NEEDS_CUDA();
+  torch::manual_seed(1);
+  const Tensors in = inputs({{2, 3}, 16, {9, 9}}, at::kBFloat16, /*bias=*/true);
+  const at::Tensor offsets = offsets_of({2, 3}), seed = at::randn_like(in[0]);
+  const std::array<int64_t, 2> one{1, 1};
+  const auto gradient = [&](std::size_t alone) {
+    Tensors leaves;
+    for (std::size_t i = 0; i < in.size(); ++i)
+      leaves.push_back(in[i].detach().clone().set_requires_grad(alone > 2 || i == alone));
+    const at::Tensor y =
+        operators::find<operators::GroupedDepthwiseConv2d>()->call(leaves[0], leaves[1], leaves[2], offsets, one, one, true);
+    return torch::autograd::grad({y}, alone > 2 ? leaves : Tensors{leaves[alone]}, {seed});
   };
-  expect_repeats(step);
-  expect_waits_never(step);
-  const std::vector<std::vector<int64_t>> routings{{9, 0, 0}, {1, 7, 1}, {0, 0, 9}, {3, 3, 3}};
-  expect_captures(step, [&](int i) { offsets.copy_(offsets_of(routings[std::size_t(i)])); });
+  const auto all = gradient(3);
+  for (std::size_t i = 0; i < 3; ++i) EXPECT_LE(relative_error(gradient(i)[0], all[i]), i == 0 ? 0 : 1e-2) << i;
+}
+
+/// What the layer keeps for the backward pass of convolution and GELU is its input alone.
+TEST(DepthwiseOperator, RunsSingleLayersWithGeluInOnePass_CUDA) {
+  MOECOD_NEEDS_CUDA();
+  torch::manual_seed(1);
+  layers::Conv2d<> conv({.in = 64, .out = 64, .groups = 64});
+  conv.to(at::kCUDA);
+  const at::Tensor x = at::randn({3, 64, 56, 56}, on(at::kFloat)).contiguous(channels_last).set_requires_grad(true);
+  const at::Tensor seed = at::randn_like(x), wide = conv.forward_gelu(x);
+  const auto exact = torch::autograd::grad({wide}, {x, conv.weight, conv.bias}, {seed});
+  const AutocastGuard autocast({.device = at::kCUDA, .enabled = true, .dtype = at::kBFloat16, .cache = true});
+  const at::Tensor half = x.detach().to(at::kBFloat16).set_requires_grad(true);
+  conv.forward_gelu(half);
+  const int64_t before = allocated();
+  const at::Tensor y = conv.forward_gelu(half);
+  EXPECT_LE(allocated() - before, y.numel() * 2 + 4096);
+  EXPECT_EQ(y.scalar_type(), at::kBFloat16);
+  EXPECT_LE(relative_error(y, wide), 1e-2);
+  const auto got = torch::autograd::grad({y}, {half, conv.weight, conv.bias}, {seed.to(at::kBFloat16)});
+  for (std::size_t i = 0; i < got.size(); ++i) EXPECT_LE(relative_error(got[i], exact[i]), 1e-2) << "gradient " << i;
 }
 
 TEST(DepthwiseOperator, RunsStackedLayers_CUDA) {

@@ -136,11 +136,20 @@ class Operators:
                 return torch.nn.functional.conv2d(rows, w[e], None if bias is None else bias[e], padding=(2, 1),
                                                   dilation=(2, 1), groups=3)
 
-            got = ops.grouped_depthwise_conv2d(x, w, bias, self.offsets(), [2, 1], [2, 1])
-            with torch.backends.cudnn.flags(allow_tf32=False):
-                self.check(got, self.experts(convolve, x), (x, w) if bias is None else (x, w, b))
+            for gelu in (False, True):
+                got = ops.grouped_depthwise_conv2d(x, w, bias, self.offsets(), [2, 1], [2, 1], gelu)
+                with torch.backends.cudnn.flags(allow_tf32=False):
+                    want = self.experts(convolve, x)
+                    want = torch.nn.functional.gelu(want) if gelu else want
+                    self.check(got, want, (x, w) if bias is None else (x, w, b))
         images = self.normal(11, 3, 6, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
-        opcheck(ops.grouped_depthwise_conv2d, (images, w, b, self.offsets(), [1, 1], [1, 1]))
+        opcheck(ops.grouped_depthwise_conv2d, (images, w, b, self.offsets(), [1, 1], [1, 1], False))
+
+    def test_grouped_layer_norm(self):
+        x, w, b = self.normal(11, 5, 16, grad=True), self.normal(4, 16, grad=True), self.normal(4, 16, grad=True)
+        got = ops.grouped_layer_norm(x, w, b, self.offsets(), 1e-5)
+        self.check(got, self.experts(lambda rows, e: torch.nn.functional.layer_norm(rows, (16,), w[e], b[e]), x), (x, w, b))
+        opcheck(ops.grouped_layer_norm, (x, w, b, self.offsets(), 1e-5))
 
     def norm(self):
         return ([self.normal(4, 3, grad=True), self.normal(4, 3, grad=True)],
@@ -163,17 +172,18 @@ class Operators:
                 torch.testing.assert_close(buffers[:2], [mean, var])
                 self.assertEqual(buffers[2].tolist(), [1, 0, 1, 1] if training else [0] * 4)
 
-    def test_backward_of_resized_and_pooled_maps(self):
+    def test_resized_and_pooled_maps(self):
         x, seed = self.normal(2, 3, 7, 11, grad=True), self.normal(2, 3, 20, 13)
         for corners in (False, True):
             y = torch.nn.functional.interpolate(x, (20, 13), mode="bilinear", align_corners=corners)
+            torch.testing.assert_close(ops.resize(x.detach(), 20, 13, corners), y.detach())
             torch.testing.assert_close(ops.resize_backward(seed, 7, 11, corners), torch.autograd.grad(y, x, seed)[0])
         seed = self.normal(2, 3, 4, 5)
         y = torch.nn.functional.adaptive_avg_pool2d(x, (4, 5))
         torch.testing.assert_close(ops.average_pool_backward(seed, 7, 11), torch.autograd.grad(y, x, seed)[0])
         y, index = torch.nn.functional.adaptive_max_pool2d(x, (4, 5), return_indices=True)
         torch.testing.assert_close(ops.max_pool_backward(seed, index, 7, 11), torch.autograd.grad(y, x, seed)[0])
-        for op, arguments in ((ops.resize_backward, (seed, 7, 11, True)), (ops.average_pool_backward, (seed, 7, 11)),
+        for op, arguments in ((ops.resize, (x.detach(), 20, 13, False)), (ops.resize_backward, (seed, 7, 11, True)), (ops.average_pool_backward, (seed, 7, 11)),
                               (ops.max_pool_backward, (seed, index, 7, 11))):
             opcheck(op, arguments)
 

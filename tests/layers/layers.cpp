@@ -99,15 +99,15 @@ TEST(ResizeAndPool, BandsGiveTheGradients) {
       for (const int lanes : {1, 4, 32})
         for (int64_t r = 0; r < h; ++r)
           for (int64_t c = 0; c < w; ++c) {
-            const auto fetch = [&](int i, int j) {
-              EXPECT_TRUE(i >= 0 && i < height && j >= 0 && j < width);
-              if (kind.indexed && index[0][0][i][j].item<int64_t>() != r * w + c) return 0.0f;
-              return static_cast<float>(g[0][0][i][j]);
-            };
             float sum = 0;
+            const auto add = [&](float weight, int i, int j) {
+              EXPECT_TRUE(i >= 0 && i < height && j >= 0 && j < width);
+              if (kind.indexed && index[0][0][i][j].item<int64_t>() != r * w + c) return;
+              sum += weight * static_cast<float>(g[0][0][i][j]);
+            };
             for (int lane = 0; lane < lanes; ++lane)
-              sum += kernel::share_of_sum({rows[r].const_data_ptr<float>(), int(rows.size(1)) - 1},
-                                          {columns[c].const_data_ptr<float>(), int(columns.size(1)) - 1}, lane, lanes, fetch);
+              kernel::share_of_taps({rows[r].const_data_ptr<float>(), int(rows.size(1)) - 1},
+                                    {columns[c].const_data_ptr<float>(), int(columns.size(1)) - 1}, lane, lanes, add);
             ASSERT_NEAR(sum, exact[0][0][r][c].item<double>(), 2e-5) << "sample " << r << ", " << c << ", lanes " << lanes;
           }
     }

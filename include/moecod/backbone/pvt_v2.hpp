@@ -113,7 +113,7 @@ class ConvMlp : public torch::nn::Module {
   at::Tensor forward(const at::Tensor& x, int64_t height, int64_t width) {
     at::Tensor map = to_map(fc1_->forward(x), height, width);
     if (linear_) map = at::relu(map);
-    return fc2_->forward(at::gelu(to_tokens(dwconv_->forward(map))));
+    return fc2_->forward(to_tokens(dwconv_->forward_gelu(map)));
   }
 
  private:

@@ -68,9 +68,9 @@ struct Conv2dTakes {
 
 struct GroupedDepthwiseConv2d {
   static constexpr const char* name = "moecod::grouped_depthwise_conv2d";
-  /// (x, weight, bias, offsets, padding, dilation) -> y
+  /// (x, weight, bias, offsets, padding, dilation, whether GELU follows) -> y
   using signature = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, const at::Tensor&,
-                               at::IntArrayRef, at::IntArrayRef);
+                               at::IntArrayRef, at::IntArrayRef, bool);
 };
 
 struct GroupedBatchNorm {
@@ -81,6 +81,18 @@ struct GroupedBatchNorm {
                                                        at::Tensor, at::Tensor, at::Tensor, const at::Tensor&,
                                                        const std::optional<at::Tensor>&, bool, bool, double, double,
                                                        bool);
+};
+
+struct GroupedLayerNorm {
+  static constexpr const char* name = "moecod::grouped_layer_norm";
+  /// (x, weight, bias, offsets, eps) -> y
+  using signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double);
+};
+
+struct Resize {
+  static constexpr const char* name = "moecod::resize";
+  /// (map, height, width, whether corners lie on corners) -> map of that height and width; without a derivative
+  using signature = at::Tensor(const at::Tensor&, c10::SymInt, c10::SymInt, bool);
 };
 
 struct ResizeBackward {

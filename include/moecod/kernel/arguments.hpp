@@ -228,6 +228,37 @@ struct DepthwiseWeight {
 };
 inline constexpr int depthwise_columns = 7;  ///< kw that DepthwiseWeight takes, at most
 
+/// Depthwise convolution by 3x3 filters that keeps height and width: y = h, or gelu(h), or given the gradient of the latter
+/// y = grad gelu'(h), the gradient of h.
+struct Depthwise3x3 {
+  Groups groups;  ///< each: not used
+  int height = 0, width = 0, channels = 0;
+  Type type = Type::float32;     ///< of all tensors
+  bool transposed = false;       ///< the gradient of the input: x is the output's, y the input's
+  bool gelu = false;
+  const void* x = nullptr;       ///< [M, H, W, C]
+  const void* weight = nullptr;  ///< [E, 3, 3, C]
+  const void* bias = nullptr;    ///< [E, C] or null
+  const void* grad = nullptr;    ///< [M, H, W, C] or null; needs gelu
+  void* y = nullptr;             ///< [M, H, W, C]
+};
+
+/// All gradients of it at once, from that of h.
+struct Depthwise3x3Backward {
+  Groups groups;  ///< each: not used
+  int height = 0, width = 0, channels = 0;
+  Type type = Type::float32;
+  const void* grad = nullptr;    ///< [M, H, W, C]
+  const void* x = nullptr;       ///< [M, H, W, C]
+  const void* weight = nullptr;  ///< [E, 3, 3, C]
+  float* partial = nullptr;      ///< [M depthwise_3x3_strips(), 10, C]
+  void* d_x = nullptr;           ///< [M, H, W, C] or null
+  void* d_weight = nullptr;      ///< [E, 10, C]: of the filter, and behind them of the bias
+};
+
+/// Strips that an image's rows are cut into.
+MOECOD_HOST_DEVICE constexpr int depthwise_3x3_strips(int height) { return (height + 15) / 16; }
+
 /// Batch normalisation over the positions of each expert's images, then ReLU if asked for; bfloat16, channels last.
 struct Normalise {
   Groups groups;
@@ -271,17 +302,50 @@ struct NormaliseBackward {
   void* d_x = nullptr;        ///< [items, C]
 };
 
-/// d_x of maps [images, height, width, channels] that were resampled to [images, out_height, out_width, channels], by the
-/// bands of both sides (band.hpp); channels 1: one map after the other. Fewer than 2^31 samples and outputs.
-struct ResampleBackward {
-  const void* grad = nullptr;      ///< [images, out_height, out_width, channels]
-  const int64_t* index = nullptr;  ///< of a maximum: the sample y * width + x that each output took; else null
-  const float* rows = nullptr;     ///< [height, 1 + row_taps]
-  const float* columns = nullptr;  ///< [width, 1 + column_taps]
+/// y = (x - mean) / sqrt(variance + eps) * weight + bias, of each item's expert, over the last dimension.
+struct LayerNorm {
+  Groups groups;
+  int64_t width = 0;              ///< C
+  Type type = Type::float32;      ///< of x and y
+  float eps = 1e-5f;
+  const void* x = nullptr;        ///< [items, C]
+  const float* weight = nullptr;  ///< [E, C]
+  const float* bias = nullptr;    ///< [E, C]
+  void* y = nullptr;              ///< [items, C]
+};
+
+/// Items that one block of its backward pass takes: at most 1,024 pieces of an expert.
+MOECOD_HOST_DEVICE constexpr int64_t layer_norm_piece(int64_t items) {
+  int64_t piece = 32;
+  while (piece * 1024 < items) piece *= 2;
+  return piece;
+}
+
+struct LayerNormBackward {
+  Groups groups;
+  int64_t width = 0;
+  Type type = Type::float32;  ///< of grad, x and d_x
+  float eps = 1e-5f;
+  const void* grad = nullptr;     ///< [items, C]
+  const void* x = nullptr;        ///< [items, C]
+  const float* weight = nullptr;  ///< [E, C]
+  float* partial = nullptr;       ///< [groups.pieces(layer_norm_piece), 2, C]
+  float* d_weight_and_bias = nullptr;  ///< [E, 2, C]
+  void* d_x = nullptr;                 ///< [items, C]
+};
+
+/// Maps [images, height, width, channels] resampled to [images, out_height, out_width, channels], by the bands of both
+/// sides (band.hpp): forward, the inputs that an output is made of; backward, the outputs whose gradients an input gets.
+/// channels 1: one map after the other. Fewer than 2^31 elements on either side.
+struct Resample {
+  const void* x = nullptr;         ///< [images, height, width, channels]
+  const int64_t* index = nullptr;  ///< backward of a maximum: the place of y that each element of x came from; else null
+  const float* rows = nullptr;     ///< [out_height, 1 + row_taps]
+  const float* columns = nullptr;  ///< [out_width, 1 + column_taps]
   int64_t images = 0;
   int channels = 1, height = 1, width = 1, out_height = 1, out_width = 1, row_taps = 1, column_taps = 1;
   Type type = Type::float32;
-  void* d_x = nullptr;  ///< [images, height, width, channels]
+  void* y = nullptr;  ///< [images, out_height, out_width, channels]
 };
 
 }  // namespace moecod::kernel

@@ -63,24 +63,33 @@ __global__ void __launch_bounds__(ColumnTuning::threads) sum_columns(const Colum
   }
 }
 
+/// One block an expert and 32 columns; its warps share the expert's pieces, and their sums are added in the warps' order.
 template <class T>
-__global__ void __launch_bounds__(ColumnTuning::threads) sum_pieces(const ColumnSums a) {
+__global__ void __launch_bounds__(ColumnTuning::threads) sum_pieces(const ColumnSums a, int64_t size) {
+  constexpr int warps = ColumnTuning::threads / 32;
   __shared__ Piece piece;
-  if (threadIdx.x == 0) piece = pieces_of(a.groups.offsets, blockIdx.y, a.groups.each, ColumnTuning::piece);
+  __shared__ float part[warps][33];
+  if (threadIdx.x == 0) piece = pieces_of(a.groups.offsets, blockIdx.y, a.groups.each, size);
   __syncthreads();
-  const int64_t c = int64_t(blockIdx.x) * ColumnTuning::threads + threadIdx.x;
-  if (c >= a.width) return;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int64_t c = int64_t(blockIdx.x) * 32 + lane;
   float sum = 0;
-  for (int64_t p = 0; p < piece.count; ++p) sum += a.partial[(piece.first + p) * a.width + c];
+  if (c < a.width) {
+#pragma unroll 8
+    for (int64_t p = warp; p < piece.count; p += warps) sum += a.partial[(piece.first + p) * a.width + c];
+  }
+  part[warp][lane] = sum;
+  __syncthreads();
+  if (warp > 0 || c >= a.width) return;
+  for (int w = 1; w < warps; ++w) sum += part[w][lane];
   from_float(sum, static_cast<T*>(a.sums)[blockIdx.y * a.width + c]);
 }
 
-/// The second half of column_sums: `partial` is there.
+/// The second half of sums over columns: `partial` has those of pieces of so many items.
 template <class T>
-cudaError_t add_pieces_of(const ColumnSums& a, cudaStream_t stream) {
-  constexpr int threads = ColumnTuning::threads;
-  const dim3 grid(static_cast<unsigned>((a.width + threads - 1) / threads), a.groups.experts);
-  sum_pieces<T><<<grid, threads, 0, stream>>>(a);
+cudaError_t add_pieces_of(const ColumnSums& a, int64_t size, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>((a.width + 31) / 32), a.groups.experts);
+  sum_pieces<T><<<grid, ColumnTuning::threads, 0, stream>>>(a, size);
   return cudaGetLastError();
 }
 
@@ -127,7 +136,7 @@ inline cudaError_t column_sums(const ColumnSums& a, cudaStream_t stream) {
     constexpr int threads = detail::ColumnTuning::threads;
     if (const auto pieces = static_cast<unsigned>(a.groups.pieces(detail::ColumnTuning::piece)))
       detail::sum_columns<T><<<dim3(pieces, static_cast<unsigned>((a.width + 31) / 32)), threads, 0, stream>>>(a);
-    return detail::add_pieces_of<T>(a, stream);
+    return detail::add_pieces_of<T>(a, detail::ColumnTuning::piece, stream);
   });
 }
 

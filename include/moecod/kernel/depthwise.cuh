@@ -18,16 +18,6 @@ struct DepthwiseTuning {
   static constexpr int piece = column_sums_piece;
 };
 
-/// The expert of a row: the last that begins at it or before.
-__device__ __forceinline__ int expert_of(const int32_t* offsets, int experts, int64_t row) {
-  int low = 0, high = experts;
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    (offsets[middle] <= row ? low : high) = middle;
-  }
-  return low;
-}
-
 template <class T, int V>
 __global__ void __launch_bounds__(DepthwiseTuning::threads) depthwise(const Depthwise a, int total) {
   using Vector = Pack<T, V>;
@@ -164,7 +154,7 @@ inline cudaError_t depthwise_weight(const DepthwiseWeight& a, cudaStream_t strea
                                      .type = a.type,
                                      .partial = a.partial,
                                      .sums = a.d_weight},
-                                    stream);
+                                    detail::DepthwiseTuning::piece, stream);
   });
 }
 

@@ -53,4 +53,14 @@ MOECOD_HOST_DEVICE inline Piece pieces_of(const int32_t* offsets, int expert, in
   return piece;
 }
 
+/// The expert of a row: the last that begins at it or before. O(log E).
+MOECOD_HOST_DEVICE inline int expert_of(const int32_t* offsets, int experts, int64_t row) {
+  int low = 0, high = experts;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    (offsets[middle] <= row ? low : high) = middle;
+  }
+  return low;
+}
+
 }  // namespace moecod::kernel

@@ -1,14 +1,16 @@
 #pragma once
 #include "moecod/kernel/band.hpp"
 #include "moecod/kernel/columns.cuh"
+#include "moecod/kernel/rows.cuh"
 
-/// Backward passes of resampled maps: each sample of the input fetches what it gave to the outputs around it and adds in
-/// a fixed order, where LibTorch's kernels let the outputs add to the inputs with atomics.
+/// Resampled maps, forward and backward: each sample of the result fetches what it is made of and adds in a fixed order.
+/// (LibTorch's backward kernels let each gradient add to its inputs with atomics.)
 ///
-///     d_x[y, x] = sum over i, j of weight(i, y) weight(j, x) grad[i, j]
-/// over the rows i and columns j that sample (y, x) had a part in (band.hpp). The part in an average or a bilinear mean is a
-/// product of two weights; in a maximum it is 1 where the output's index names the sample. A sample of many outputs is
-/// shared by several lanes. Bytes: grad in once (overlapping windows meet in the caches), d_x out.
+///     y[i, j] = sum over r, c of weight(r, i) weight(c, j) x[r, c]
+/// over the rows r and columns c that sample (i, j) is made of (band.hpp). The part in an average or a bilinear mean is a
+/// product of two weights; in a maximum's gradient it is 1 where the element's index names the sample. Threads take vectors of
+/// channels where these lie side by side; a sample of many parts is shared by several lanes. Bytes: x in once
+/// (overlapping windows meet in the caches), y out.
 namespace moecod::kernel {
 
 namespace detail {
@@ -18,47 +20,62 @@ struct ResampleTuning {
   static constexpr int taps_of_a_lane = 36;  // above it, more lanes share a sample
 };
 
-template <class T, bool Indexed>
-__global__ void __launch_bounds__(ResampleTuning::threads)
-    resample_backward(const ResampleBackward a, int samples, int lanes) {
-  const int lane = threadIdx.x & (lanes - 1);
+template <class T, int V, bool Indexed>
+__global__ void __launch_bounds__(ResampleTuning::threads) resample(const Resample a, int samples, int lanes) {
+  using Vector = Pack<T, V>;
+  const int lane = threadIdx.x & (lanes - 1), vectors = a.channels / V;
   const int sample = blockIdx.x * (ResampleTuning::threads / lanes) + threadIdx.x / lanes;
   const bool live = sample < samples;  // all lanes stay for the shuffles
-  float sum = 0.0f;
+  float sum[V] = {};
   if (live) {
-    const int channel = sample % a.channels, place = sample / a.channels;
-    const int x = place % a.width, y = place / a.width % a.height, image = place / a.width / a.height;
-    const T* grad = static_cast<const T*>(a.grad);
-    const int64_t map = int64_t(image) * a.out_height;
-    const auto fetch = [&](int i, int j) {
-      const int64_t from = ((map + i) * a.out_width + j) * a.channels + channel;
-      if constexpr (Indexed)
-        if (a.index[from] != int64_t(y) * a.width + x) return 0.0f;
-      return to_float(grad[from]);
-    };
-    sum = share_of_sum({a.rows + int64_t(y) * (1 + a.row_taps), a.row_taps},
-                       {a.columns + int64_t(x) * (1 + a.column_taps), a.column_taps}, lane, lanes, fetch);
+    const int v = sample % vectors, place = sample / vectors;
+    const int column = place % a.out_width, row = place / a.out_width % a.out_height;
+    const int image = place / a.out_width / a.out_height;
+    const Vector* x = static_cast<const Vector*>(a.x) + int64_t(image) * a.height * a.width * vectors + v;
+    const int64_t* index = Indexed ? a.index + (int64_t(image) * a.height * a.width * vectors + v) * V : nullptr;
+    share_of_taps({a.rows + int64_t(row) * (1 + a.row_taps), a.row_taps},
+                  {a.columns + int64_t(column) * (1 + a.column_taps), a.column_taps}, lane, lanes,
+                  [&](float weight, int r, int c) {
+                    const int64_t from = (int64_t(r) * a.width + c) * vectors;
+                    const Vector in = x[from];
+                    if constexpr (Indexed) {
+                      const int64_t here = int64_t(row) * a.out_width + column;
+                      in.read([&](int k, float value) {
+                        if (index[from * V + k] == here) sum[k] += value;
+                      });
+                    } else {
+                      in.read([&](int k, float value) { sum[k] = fmaf(weight, value, sum[k]); });
+                    }
+                  });
   }
-  for (int offset = lanes / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(whole_warp, sum, offset);
-  if (live && lane == 0) from_float(sum, static_cast<T*>(a.d_x)[sample]);
+#pragma unroll
+  for (int k = 0; k < V; ++k)
+    for (int offset = lanes / 2; offset > 0; offset /= 2) sum[k] += __shfl_xor_sync(whole_warp, sum[k], offset);
+  if (!live || lane > 0) return;
+  Vector out;
+  out.write([&](int k) { return sum[k]; });
+  static_cast<Vector*>(a.y)[sample] = out;
 }
 
 }  // namespace detail
 
 /// One launch.
-inline cudaError_t resample_backward(const ResampleBackward& a, cudaStream_t stream) {
-  const int64_t samples = a.images * a.channels * a.height * a.width;
-  if (samples == 0) return cudaSuccess;
+inline cudaError_t resample(const Resample& a, cudaStream_t stream) {
   int lanes = 1;
   while (lanes < 32 && a.row_taps * a.column_taps > detail::ResampleTuning::taps_of_a_lane * lanes) lanes *= 2;
-  const int64_t blocks = (samples * lanes + detail::ResampleTuning::threads - 1) / detail::ResampleTuning::threads;
   return detail::with_type(a.type, [&]<class T>(T) {
-    const auto launch = [&](auto kernel) {
+    const auto launch = [&]<int V>(std::integral_constant<int, V>) {
+      const int64_t samples = a.images * (a.channels / V) * a.out_height * a.out_width;
+      if (samples == 0) return cudaSuccess;
+      const int64_t blocks = (samples * lanes + detail::ResampleTuning::threads - 1) / detail::ResampleTuning::threads;
+      const auto kernel = a.index ? detail::resample<T, V, true> : detail::resample<T, V, false>;
       kernel<<<static_cast<unsigned>(blocks), detail::ResampleTuning::threads, 0, stream>>>(
           a, static_cast<int>(samples), lanes);
       return cudaGetLastError();
     };
-    return a.index ? launch(detail::resample_backward<T, true>) : launch(detail::resample_backward<T, false>);
+    constexpr int wide = 16 / sizeof(T);
+    return a.channels % wide == 0 && detail::vectors_fit(0, 16, a.x, a.y) ? launch(std::integral_constant<int, wide>{})
+                                                                          : launch(std::integral_constant<int, 1>{});
   });
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 #include <ATen/ops/conv2d.h>
+#include <ATen/ops/gelu.h>
 #include <ATen/ops/zeros.h>
 
 #include <array>
@@ -34,8 +35,8 @@ struct Conv2dOptions {
 /// single ones by their owner.
 /// Layers of stride 1 run on CUDA by the operators of moecod::cuda, where they are there: without bias by
 /// moecod::grouped_conv2d, stacked ones for sorted images and single ones in bfloat16 with a normalisation behind them
-/// (conv_norm.hpp); stacked ones with as many groups as channels in and out by grouped_depthwise_conv2d. (Of a single
-/// depthwise layer LibTorch's kernels are faster, docs/performance.md.)
+/// (conv_norm.hpp); those with as many groups as channels in and out by grouped_depthwise_conv2d, single ones in bfloat16
+/// with GELU behind 3x3 filters. (Other single depthwise layers are faster by LibTorch, docs/performance.md.)
 /// Synchronises: for sorted images on CUDA that no kernel takes; for a single layer on CUDA the first time that it has so
 /// many rows.
 template <class Layers = Single>
@@ -65,6 +66,19 @@ class Conv2d : public torch::nn::Module, public Decays {
     }
   }
 
+  /// gelu(forward(x)): one pass over depthwise images where the kernels run, that keeps x alone for the backward pass.
+  at::Tensor forward_gelu(const at::Tensor& x, const typename Layers::Group& group = {}) {
+    const bool grouped = [&] {
+      if constexpr (Layers::stacked) {
+        return runs_grouped(x, group);
+      } else {
+        return in_bfloat16(x) && operators::find<operators::GroupedDepthwiseConv2d>() && x.dim() == 4 && x.size(0) > 0 &&
+               options_.kernel == std::array<int64_t, 2>{3, 3} && options_.in % 8 == 0 && keeps_size();
+      }
+    }();
+    return grouped && depthwise() ? depthwise_grouped(x, group, /*gelu=*/true) : at::gelu(forward(x, group));
+  }
+
   /// Whether forward_grouped runs on such images.
   bool runs_grouped(const at::Tensor& x, const typename Layers::Group& group) const {
     if (options_.stride != std::array<int64_t, 2>{1, 1} || x.dim() != 4) return false;
@@ -82,13 +96,9 @@ class Conv2d : public torch::nn::Module, public Decays {
   /// All experts at once: y, and with `moments` those of y for BatchNorm2d::forward_grouped, or nothing.
   std::tuple<at::Tensor, std::optional<at::Tensor>> forward_grouped(const at::Tensor& x,
                                                                     const typename Layers::Group& group, bool moments) {
-    const at::Tensor offsets = offsets_of<Layers>(x, group), all = as_stacked<Layers>(weight);
-    if (depthwise()) {
-      const auto b = bias.defined() ? std::optional(as_stacked<Layers>(bias)) : std::nullopt;
-      return {operators::find<operators::GroupedDepthwiseConv2d>()->call(x, all, b, offsets, padding_, options_.dilation),
-              std::nullopt};
-    }
-    return operators::find<operators::GroupedConv2d>()->call(x, all, offsets, padding_, options_.dilation, moments);
+    if (depthwise()) return {depthwise_grouped(x, group, /*gelu=*/false), std::nullopt};
+    return operators::find<operators::GroupedConv2d>()->call(x, as_stacked<Layers>(weight), offsets_of<Layers>(x, group),
+                                                             padding_, options_.dilation, moments);
   }
 
   const Conv2dOptions& options() const { return options_; }
@@ -105,6 +115,17 @@ class Conv2d : public torch::nn::Module, public Decays {
 
   bool depthwise() const {
     return options_.groups > 1 && options_.groups == options_.in && options_.groups == options_.out;
+  }
+
+  bool keeps_size() const {
+    constexpr std::array<int64_t, 2> ones{1, 1};
+    return options_.stride == ones && options_.dilation == ones && padding_ == ones;
+  }
+
+  at::Tensor depthwise_grouped(const at::Tensor& x, const typename Layers::Group& group, bool gelu) const {
+    const auto b = bias.defined() ? std::optional(as_stacked<Layers>(bias)) : std::nullopt;
+    return operators::find<operators::GroupedDepthwiseConv2d>()->call(
+        x, as_stacked<Layers>(weight), b, offsets_of<Layers>(x, group), padding_, options_.dilation, gelu);
   }
 
   at::Tensor convolve(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b) const {

@@ -131,7 +131,9 @@ class BatchNorm2d : public torch::nn::Module, public BatchStatistics {
 /// such results and the levels of a pyramid: half the bytes, at the price of their rounding. Mean and variance are taken in
 /// float32.
 ///
-/// Shapes: x [M, ..., C]; weight, bias [(n,) C]. Synchronises: never.
+/// Shapes: x [M, ..., C]; weight, bias [(n,) C]. In bfloat16 on CUDA it runs by the operator moecod::grouped_layer_norm,
+/// where it is there. Synchronises: for a single layer on CUDA the first time that it has so many rows; for stacked ones
+/// without the operator.
 template <class Layers = Single>
 class LayerNorm : public torch::nn::Module {
  public:
@@ -142,12 +144,13 @@ class LayerNorm : public torch::nn::Module {
 
   at::Tensor forward(const at::Tensor& x, const typename Layers::Group& group = {}) {
     if constexpr (Layers::stacked) {
+      if (find_grouped<operators::GroupedLayerNorm>(x, group) && in_bfloat16(x)) return forward_grouped(x, group);
       const Slices w(weight, group), b(bias, group);
       return for_each_expert(x, group, [&](const at::Tensor& rows, int64_t e) {
         return normalise(rows, w[e], b[e]);
       });
     } else {
-      (void)group;
+      if (in_bfloat16(x) && operators::find<operators::GroupedLayerNorm>()) return forward_grouped(x, group);
       return normalise(x, weight, bias);
     }
   }
@@ -155,6 +158,12 @@ class LayerNorm : public torch::nn::Module {
   at::Tensor weight, bias;
 
  private:
+  at::Tensor forward_grouped(const at::Tensor& x, const typename Layers::Group& group) const {
+    return operators::find<operators::GroupedLayerNorm>()->call(
+        x.to(at::kBFloat16), as_stacked<Layers>(weight).to(at::kFloat), as_stacked<Layers>(bias).to(at::kFloat),
+        offsets_of<Layers>(x, group), eps_);
+  }
+
   at::Tensor normalise(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b) const {
     if (!AutocastState::current(at::kCUDA).enabled || !in_bfloat16(x))
       return at::layer_norm(x, {channels_}, w, b, eps_);

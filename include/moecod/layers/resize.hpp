@@ -36,8 +36,14 @@ inline at::Tensor bilinear_matrix(int64_t in, int64_t out, bool align_corners) {
   return matrix;
 }
 
+/// The samples of `out` that each of `in` is a part of.
 inline at::Tensor bilinear_band(int64_t in, int64_t out, bool align_corners) {
   return band_of(bilinear_matrix(in, out, align_corners));
+}
+
+/// The samples of `in` that each of `out` is made of.
+inline at::Tensor bilinear_parts(int64_t in, int64_t out, bool align_corners) {
+  return band_of(bilinear_matrix(in, out, align_corners).t());
 }
 
 /// The gradient of a map [B, C, height, width] that was resized, from that of the result. LibTorch's backward of this
@@ -60,7 +66,8 @@ struct ResizeFunction : torch::autograd::Function<ResizeFunction> {
     ctx->saved_data["align_corners"] = align_corners;
     // Autocast would run it in float32, whatever went in; it sums in float32 anyway.
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-    return at::upsample_bilinear2d(x, {height, width}, align_corners);
+    const auto* op = operators::find_for<operators::Resize>(x);
+    return op ? op->call(x, height, width, align_corners) : at::upsample_bilinear2d(x, {height, width}, align_corners);
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
@@ -78,8 +85,8 @@ struct ResizeFunction : torch::autograd::Function<ResizeFunction> {
 
 /// Bilinear resampling of feature maps, with a backward whose result does not depend on the order of additions.
 ///
-/// Shapes: x [B, C, H, W] -> [B, C, height, width], of x's dtype, also under autocast. Synchronises: on CUDA in the first
-/// backward pass of a pair of sizes (size_tensor.hpp).
+/// Shapes: x [B, C, H, W] -> [B, C, height, width], of x's dtype, also under autocast. Synchronises: on CUDA the first time
+/// that a pass sees a pair of sizes (size_tensor.hpp).
 inline at::Tensor resize(const at::Tensor& x, int64_t height, int64_t width, bool align_corners = false) {
   if (x.size(2) == height && x.size(3) == width) return x;
   return detail::ResizeFunction::apply(x, height, width, align_corners);
