@@ -2,7 +2,7 @@
 // grouped_swiglu, the gated hidden layer of such an expert where no gradient is wanted.
 //
 // In bfloat16 on compute capability 9.0 and 10.0, with widths that are multiples of 8, by at::_grouped_mm, whose
-// offsets stay on the device; else expert by expert, which reads the offsets back and is counted.
+// offsets stay on the device, and for one expert by LibTorch's dense products; else expert by expert, which reads the offsets back and is counted.
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/cuda/CUDAContext.h>
@@ -123,6 +123,9 @@ bool takes(const Tensor& x, const Tensor& weight) {
 
 kernel::Groups groups(const Tensor& x, const Tensor& offsets) { return groups_of(offsets, x.size(0), items_a_row(x)); }
 
+/// Products of one expert are LibTorch's own, with the bias in their epilogue.
+bool is_alone(const Tensor& weight) { return weight.size(0) == 1; }
+
 /// The end of each expert's items.
 Tensor ends(const kernel::Groups& groups, const Tensor& offsets) {
   const Tensor rows = offsets.slice(0, 1);
@@ -154,6 +157,9 @@ Tensor linear_by_kernel(const Tensor& x, const Tensor& weight, const optional<Te
   const Tensor at = offsets.contiguous(), w = weight.contiguous();
   const kernel::Groups rows = groups(x, at);
   const Tensor a = activated(flat(x), layers::activation_named(activation), weight.size(2));
+  if (is_alone(w))
+    return at::linear(a, w[0], bias && bias->defined() ? (*bias)[0] : Tensor())
+        .view_symint(with_width(x, weight.sym_size(1)));
   const Tensor y = at::_grouped_mm(a, w.transpose(1, 2), ends(rows, at));
   if (bias && bias->defined()) {
     const Tensor b = bias->contiguous();
@@ -179,7 +185,7 @@ Gradients linear_backward_by_kernel(const Tensor& grad, const Tensor& x, const T
   Tensor d_x = at::empty({0}, x.options()), d_weight = d_x, d_bias = d_x;
   Tensor a = before == Activation::none ? h : Tensor();
   if (needed[0]) {
-    d_x = at::_grouped_mm(g, w, last);
+    d_x = is_alone(w) ? at::matmul(g, w[0]) : at::_grouped_mm(g, w, last);
     if (before != Activation::none) {
       const Tensor d_a = d_x;
       d_x = at::empty_like(h);
@@ -198,9 +204,9 @@ Gradients linear_backward_by_kernel(const Tensor& grad, const Tensor& x, const T
   }
   if (needed[1]) {
     if (!a.defined()) a = activated(h, before, weight.size(2));
-    d_weight = at::_grouped_mm(g.t(), a, last);
+    d_weight = is_alone(w) ? at::matmul(g.t(), a).unsqueeze(0) : at::_grouped_mm(g.t(), a, last);
     // A product over no rows is zero; the kernel does not promise it.
-    C10_CUDA_CHECK(zero_idle({.groups = rows,
+    if (!is_alone(w)) C10_CUDA_CHECK(zero_idle({.groups = rows,
                               .row_bytes = d_weight.size(1) * d_weight.size(2) * 2,
                               .x = d_weight.mutable_data_ptr()},
                              stream()));

@@ -36,7 +36,7 @@ void check_index(const Tensor& grad, const Tensor& index) {
 bool takes(const Tensor& grad, int64_t height, int64_t width) {
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
   const int64_t maps = grad.size(0) * grad.size(1);
-  return kernel_type(grad) && grad.numel() <= most && maps * height * width <= most - 256;
+  return kernel_type(grad) && grad.numel() <= most && maps * height * width <= most && grad.size(1) * width <= 1 << 19;
 }
 
 /// x, or with `index` the gradient of a maximum, resampled to [.., height, width] by the bands [height, 1 + taps] and

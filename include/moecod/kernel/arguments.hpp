@@ -336,7 +336,7 @@ struct LayerNormBackward {
 
 /// Maps [images, height, width, channels] resampled to [images, out_height, out_width, channels], by the bands of both
 /// sides (band.hpp): forward, the inputs that an output is made of; backward, the outputs whose gradients an input gets.
-/// channels 1: one map after the other. Fewer than 2^31 elements on either side.
+/// channels 1: one map after the other. Fewer than 2^31 elements on either side, 2^19 a row of y.
 struct Resample {
   const void* x = nullptr;         ///< [images, height, width, channels]
   const int64_t* index = nullptr;  ///< backward of a maximum: the place of y that each element of x came from; else null

@@ -1,4 +1,6 @@
 #pragma once
+#include <type_traits>
+
 #include "moecod/kernel/device.cuh"
 #include "moecod/kernel/pieces.hpp"
 #include "moecod/kernel/rows.cuh"
@@ -40,26 +42,34 @@ __global__ void __launch_bounds__(ColumnTuning::threads) add_bias(const AddBias 
   }
 }
 
-/// One block a piece and `threads` columns.
-template <class T>
-__global__ void __launch_bounds__(ColumnTuning::threads) sum_columns(const ColumnSums a) {
+/// One block a piece and the vectors of some columns: its rows of lanes share the piece's items, and their sums are added in
+/// the rows' order.
+template <class T, int V>
+__global__ void __launch_bounds__(ColumnTuning::threads) sum_columns(const ColumnSums a, int lanes) {
+  using Vector = Pack<T, V>;
   __shared__ Piece piece;
-  __shared__ float part[8][33];
+  __shared__ float part[ColumnTuning::threads * V];
   if (threadIdx.x == 0)
     piece = find_piece(a.groups.offsets, a.groups.experts, a.groups.each, ColumnTuning::piece, blockIdx.x);
   __syncthreads();
   if (piece.expert < 0) return;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int64_t c = int64_t(blockIdx.y) * 32 + lane;
-  float sum = 0;
-  if (c < a.width)
-    for (int64_t i = piece.begin + warp; i < piece.end; i += 8)
-      sum += to_float(static_cast<const T*>(a.x)[i * a.width + c]);
-  part[warp][lane] = sum;
+  const int rows = ColumnTuning::threads / lanes, lane = threadIdx.x % lanes, row = threadIdx.x / lanes;
+  const int64_t vectors = a.width / V, v = int64_t(blockIdx.y) * lanes + lane;
+  float sum[V] = {};
+  if (v < vectors) {
+#pragma unroll 4
+    for (int64_t i = piece.begin + row; i < piece.end; i += rows)
+      static_cast<const Vector*>(a.x)[i * vectors + v].read([&](int c, float x) { sum[c] += x; });
+  }
+#pragma unroll
+  for (int c = 0; c < V; ++c) part[threadIdx.x * V + c] = sum[c];
   __syncthreads();
-  if (warp == 0 && c < a.width) {
-    for (int w = 1; w < 8; ++w) sum += part[w][lane];
-    a.partial[int64_t(blockIdx.x) * a.width + c] = sum;
+  for (int i = threadIdx.x; i < lanes * V; i += ColumnTuning::threads) {
+    const int64_t c = int64_t(blockIdx.y) * lanes * V + i;
+    if (c >= a.width) continue;
+    float all = 0;
+    for (int r = 0; r < rows; ++r) all += part[r * lanes * V + i];
+    a.partial[int64_t(blockIdx.x) * a.width + c] = all;
   }
 }
 
@@ -133,9 +143,15 @@ inline cudaError_t add_bias(const AddBias& a, cudaStream_t stream) {
 inline cudaError_t column_sums(const ColumnSums& a, cudaStream_t stream) {
   if (a.width == 0) return cudaSuccess;
   return detail::with_type(a.type, [&]<class T>(T) {
-    constexpr int threads = detail::ColumnTuning::threads;
-    if (const auto pieces = static_cast<unsigned>(a.groups.pieces(detail::ColumnTuning::piece)))
-      detail::sum_columns<T><<<dim3(pieces, static_cast<unsigned>((a.width + 31) / 32)), threads, 0, stream>>>(a);
+    const auto launch = [&]<int V>(std::integral_constant<int, V>) {
+      int lanes = 1;
+      while (lanes < 32 && lanes * V < a.width) lanes *= 2;
+      const dim3 grid(static_cast<unsigned>(a.groups.pieces(detail::ColumnTuning::piece)),
+                      static_cast<unsigned>((a.width / V + lanes - 1) / lanes));
+      if (grid.x > 0) detail::sum_columns<T, V><<<grid, detail::ColumnTuning::threads, 0, stream>>>(a, lanes);
+    };
+    detail::vectors_fit(a.width * int64_t(sizeof(T)), 16, a.x) ? launch(std::integral_constant<int, 16 / sizeof(T)>{})
+                                                               : launch(std::integral_constant<int, 1>{});
     return detail::add_pieces_of<T>(a, detail::ColumnTuning::piece, stream);
   });
 }

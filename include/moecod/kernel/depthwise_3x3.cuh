@@ -6,9 +6,9 @@
 /// Depthwise convolutions by 3x3 filters at stride 1 with padding 1, what transformers with convolutional feed-forward
 /// layers have most of. (depthwise.cuh takes every filter.)
 ///
-/// A thread holds the filters of four channels and walks down a column of a strip of rows. Of each row it fetches three
-/// neighbours, which give to the three outputs above, beside and below, so no row is read twice; the neighbours meet in
-/// the first cache, as a block's warps lie side by side. Bias and GELU are part of the pass. So is, in the backward pass, the
+/// A thread holds the filters of four channels and walks down two columns (backward: one) of a strip of rows. Of each row it
+/// fetches the columns and their neighbours, which give to the outputs above, beside and below, so no row is read twice; the
+/// neighbours meet in the first cache, as a block's warps lie side by side. Rows are fetched ahead. Bias and GELU are part of the pass. So is, in the backward pass, the
 /// derivative of GELU at the result computed anew, which therefore nobody keeps.
 ///
 /// Backward, the same walk down the gradient gives to the three rows of d_x around it and, times the three rows of x, to
@@ -21,6 +21,7 @@ namespace detail {
 struct Depthwise3x3Tuning {
   static constexpr int threads = 256, vector = 4;
   static constexpr int warps = threads / 32;
+  static constexpr int columns = 2;  // a thread's, in the forward pass
 };
 
 /// Which channels and columns a thread takes: a row of `lanes` vectors of channels for each of its block's columns.
@@ -40,18 +41,18 @@ struct Depthwise3x3Place {
   }
 };
 
-/// The pixels left of, at, and right of a column in one row; zero outside of the image.
-template <class T>
-struct RowOfThree {
+/// `Columns` neighbouring pixels of one row and those left and right of them; zero outside of the image.
+template <class T, int Columns>
+struct RowOfNeighbours {
   using Vector = Pack<T, Depthwise3x3Tuning::vector>;
-  Vector at[3];
+  Vector at[Columns + 2];
   __device__ __forceinline__ void read(const Vector* image, int row, int column, int height, int width, int vectors) {
+    const bool inside = row >= 0 && row < height;
+    const Vector* from = image + (row * width + column - 1) * vectors;
 #pragma unroll
-    for (int i = 0; i < 3; ++i) {
-      const int from = column - 1 + i;
+    for (int i = 0; i < Columns + 2; ++i) {
       at[i] = Vector{};
-      if (row >= 0 && row < height && from >= 0 && from < width)
-        at[i] = image[(int64_t(row) * width + from) * vectors];
+      if (inside && column - 1 + i >= 0 && column - 1 + i < width) at[i] = from[i * vectors];
     }
   }
 };
@@ -69,11 +70,11 @@ __device__ __forceinline__ void read_filter(const void* weight, int expert, int 
 /// Grid: chunks of channels; blocks of columns; images times strips.
 template <class T>
 __global__ void __launch_bounds__(Depthwise3x3Tuning::threads, 2) depthwise_3x3(const Depthwise3x3 a, int lanes) {
-  constexpr int V = Depthwise3x3Tuning::vector;
+  constexpr int V = Depthwise3x3Tuning::vector, Columns = Depthwise3x3Tuning::columns;
   using Vector = Pack<T, V>;
   const int strips = depthwise_3x3_strips(a.height), image = blockIdx.z / strips;
   const Depthwise3x3Place place(a.channels, a.height, lanes, blockIdx.z % strips);
-  const int column = blockIdx.y * place.columns + place.column, vectors = place.vectors;
+  const int column = Columns * (blockIdx.y * place.columns + place.column), vectors = place.vectors;
   if (!place.live || column >= a.width) return;
   const int expert = expert_of(a.groups.offsets, a.groups.experts, image);
   float filter[9][V], bias[V] = {};
@@ -81,45 +82,71 @@ __global__ void __launch_bounds__(Depthwise3x3Tuning::threads, 2) depthwise_3x3(
   if (a.bias)
     static_cast<const Vector*>(a.bias)[int64_t(expert) * vectors + place.v].read([&](int c, float b) { bias[c] = b; });
   const int64_t start = int64_t(image) * a.height * a.width * vectors + place.v;
-  const Vector* x = static_cast<const Vector*>(a.x) + start;
-  float above[V] = {}, here[V], below[V];
+  const Vector *x = static_cast<const Vector*>(a.x) + start, *grad = static_cast<const Vector*>(a.grad);
+  Vector* y = static_cast<Vector*>(a.y) + start;
+  if (grad) grad += start;
+  float above[Columns][V] = {}, here[Columns][V], below[Columns][V];
 #pragma unroll
-  for (int c = 0; c < V; ++c) here[c] = bias[c];
-  RowOfThree<T> row, next;
+  for (int k = 0; k < Columns; ++k)
+#pragma unroll
+    for (int c = 0; c < V; ++c) here[k][c] = bias[c];
+  RowOfNeighbours<T, Columns> row, next, after;  // two rows on their way hide the latency of memory
   row.read(x, place.first - 1, column, a.height, a.width, vectors);
+  next.read(x, place.first, column, a.height, a.width, vectors);
   for (int r = place.first - 1; r <= place.end; ++r) {
-    if (r < place.end) next.read(x, r + 1, column, a.height, a.width, vectors);
+    if (r + 2 <= place.end) after.read(x, r + 2, column, a.height, a.width, vectors);
+    const int to = ((r - 1) * a.width + column) * vectors;  // the row above, which has all of its three after this
+    Vector outer[Columns];
+    if (grad && r > place.first) {
 #pragma unroll
-    for (int c = 0; c < V; ++c) below[c] = bias[c];
+      for (int k = 0; k < Columns; ++k)
+        if (column + k < a.width) outer[k] = grad[to + k * vectors];
+    }
 #pragma unroll
-    for (int i = 0; i < 3; ++i)
+    for (int k = 0; k < Columns; ++k)
+#pragma unroll
+      for (int c = 0; c < V; ++c) below[k][c] = bias[c];
+#pragma unroll
+    for (int i = 0; i < Columns + 2; ++i)
       row.at[i].read([&](int c, float in) {
-        above[c] = fmaf(filter[6 + i][c], in, above[c]);
-        here[c] = fmaf(filter[3 + i][c], in, here[c]);
-        below[c] = fmaf(filter[i][c], in, below[c]);
+#pragma unroll
+        for (int k = 0; k < Columns; ++k) {
+          const int tap = i - k;
+          if (tap < 0 || tap > 2) continue;
+          above[k][c] = fmaf(filter[6 + tap][c], in, above[k][c]);
+          here[k][c] = fmaf(filter[3 + tap][c], in, here[k][c]);
+          below[k][c] = fmaf(filter[tap][c], in, below[k][c]);
+        }
       });
-    if (r > place.first) {  // the row above has all of its three
-      const int64_t to = start + (int64_t(r - 1) * a.width + column) * vectors;
-      Vector out;
-      out.write([&](int c) { return above[c]; });  // rounds, as if h had been stored
-      if (a.gelu) {
-        float d[V] = {};
-        if (a.grad) static_cast<const Vector*>(a.grad)[to].read([&](int c, float g) { d[c] = g; });
-        out.read([&](int c, float h) {
-          float value, d_h, none;
-          Gelu::backward(d[c], h, 0, value, d_h, none);
-          above[c] = a.grad ? d_h : value;
-        });
-        out.write([&](int c) { return above[c]; });
+    if (r > place.first) {
+#pragma unroll
+      for (int k = 0; k < Columns; ++k) {
+        if (column + k >= a.width) continue;
+        Vector out;
+        out.write([&](int c) { return above[k][c]; });  // rounds, as if h had been stored
+        if (grad) {
+          float d[V];
+          outer[k].read([&](int c, float g) { d[c] = g; });
+          out.read([&](int c, float h) {
+            float value, none;
+            Gelu::backward(d[c], h, 0, value, above[k][c], none);
+          });
+        } else if (a.gelu) {
+          out.read([&](int c, float h) { above[k][c] = Gelu::forward(h, 0); });
+        }
+        if (a.gelu) out.write([&](int c) { return above[k][c]; });
+        y[to + k * vectors] = out;
       }
-      static_cast<Vector*>(a.y)[to] = out;
     }
 #pragma unroll
-    for (int c = 0; c < V; ++c) {
-      above[c] = here[c];
-      here[c] = below[c];
-    }
+    for (int k = 0; k < Columns; ++k)
+#pragma unroll
+      for (int c = 0; c < V; ++c) {
+        above[k][c] = here[k][c];
+        here[k][c] = below[k][c];
+      }
     row = next;
+    next = after;
   }
 }
 
@@ -141,13 +168,15 @@ __global__ void __launch_bounds__(Depthwise3x3Tuning::threads, 2)
     const Vector* x = static_cast<const Vector*>(a.x) + start;
     for (int column = place.column; column < a.width; column += place.columns) {
       const auto read_x = [&](int r) {  // rows outside of the strip are another block's
-        return r >= place.first && r < place.end ? x[(int64_t(r) * a.width + column) * vectors] : Vector{};
+        return r >= place.first && r < place.end ? x[(r * a.width + column) * vectors] : Vector{};
       };
       float above[V] = {}, here[V] = {}, below[V];
-      Vector x_above{}, x_here{}, x_below = read_x(place.first);
-      RowOfThree<T> row;
+      Vector x_above{}, x_here{}, x_below = read_x(place.first), x_next = read_x(place.first + 1);
+      RowOfNeighbours<T, 1> row, next;
+      row.read(grad, place.first - 1, column, a.height, a.width, vectors);
       for (int r = place.first - 1; r <= place.end; ++r) {
-        row.read(grad, r, column, a.height, a.width, vectors);
+        if (r < place.end) next.read(grad, r + 1, column, a.height, a.width, vectors);
+        const Vector x_after = read_x(r + 3);
         const bool inside = r >= place.first && r < place.end;
 #pragma unroll
         for (int c = 0; c < V; ++c) below[c] = 0;
@@ -170,7 +199,7 @@ __global__ void __launch_bounds__(Depthwise3x3Tuning::threads, 2)
         if (r > place.first && a.d_x) {
           Vector out;
           out.write([&](int c) { return above[c]; });
-          static_cast<Vector*>(a.d_x)[start + (int64_t(r - 1) * a.width + column) * vectors] = out;
+          static_cast<Vector*>(a.d_x)[start + ((r - 1) * a.width + column) * vectors] = out;
         }
 #pragma unroll
         for (int c = 0; c < V; ++c) {
@@ -179,7 +208,9 @@ __global__ void __launch_bounds__(Depthwise3x3Tuning::threads, 2)
         }
         x_above = x_here;
         x_here = x_below;
-        x_below = read_x(r + 2);
+        x_below = x_next;
+        x_next = x_after;
+        row = next;
       }
     }
   }
@@ -225,7 +256,8 @@ inline bool depthwise_3x3_takes(int64_t channels, int64_t images, int height) {
 inline cudaError_t depthwise_3x3(const Depthwise3x3& a, cudaStream_t stream) {
   if (a.groups.rows == 0) return cudaSuccess;
   return detail::with_type(a.type, [&]<class T>(T) {
-    const int lanes = detail::depthwise_3x3_lanes(a.channels), columns = detail::Depthwise3x3Tuning::threads / lanes;
+    const int lanes = detail::depthwise_3x3_lanes(a.channels);
+    const int columns = detail::Depthwise3x3Tuning::threads / lanes * detail::Depthwise3x3Tuning::columns;
     detail::depthwise_3x3<T><<<detail::depthwise_3x3_grid(a.channels, lanes, (a.width + columns - 1) / columns,
                                                           a.groups.rows, a.height),
                                detail::Depthwise3x3Tuning::threads, 0, stream>>>(a, lanes);

@@ -20,28 +20,27 @@ struct ResampleTuning {
   static constexpr int taps_of_a_lane = 36;  // above it, more lanes share a sample
 };
 
+/// Grid: rows of y; blocks of the row's vectors, each of which `lanes` share.
 template <class T, int V, bool Indexed>
-__global__ void __launch_bounds__(ResampleTuning::threads) resample(const Resample a, int samples, int lanes) {
+__global__ void __launch_bounds__(ResampleTuning::threads) resample(const Resample a, int lanes) {
   using Vector = Pack<T, V>;
-  const int lane = threadIdx.x & (lanes - 1), vectors = a.channels / V;
-  const int sample = blockIdx.x * (ResampleTuning::threads / lanes) + threadIdx.x / lanes;
-  const bool live = sample < samples;  // all lanes stay for the shuffles
+  const int image = blockIdx.x / a.out_height, row = blockIdx.x - image * a.out_height, vectors = a.channels / V;
+  const int lane = threadIdx.x & (lanes - 1), item = (blockIdx.y * blockDim.x + threadIdx.x) / lanes;
+  const int column = vectors == 1 ? item : item / vectors, v = item - column * vectors;
+  const bool live = column < a.out_width;  // all lanes stay for the shuffles
   float sum[V] = {};
   if (live) {
-    const int v = sample % vectors, place = sample / vectors;
-    const int column = place % a.out_width, row = place / a.out_width % a.out_height;
-    const int image = place / a.out_width / a.out_height;
     const Vector* x = static_cast<const Vector*>(a.x) + int64_t(image) * a.height * a.width * vectors + v;
     const int64_t* index = Indexed ? a.index + (int64_t(image) * a.height * a.width * vectors + v) * V : nullptr;
     share_of_taps({a.rows + int64_t(row) * (1 + a.row_taps), a.row_taps},
                   {a.columns + int64_t(column) * (1 + a.column_taps), a.column_taps}, lane, lanes,
                   [&](float weight, int r, int c) {
-                    const int64_t from = (int64_t(r) * a.width + c) * vectors;
+                    const int from = (r * a.width + c) * vectors;
                     const Vector in = x[from];
                     if constexpr (Indexed) {
-                      const int64_t here = int64_t(row) * a.out_width + column;
+                      const int64_t here = row * a.out_width + column;
                       in.read([&](int k, float value) {
-                        if (index[from * V + k] == here) sum[k] += value;
+                        if (index[int64_t(from) * V + k] == here) sum[k] += value;
                       });
                     } else {
                       in.read([&](int k, float value) { sum[k] = fmaf(weight, value, sum[k]); });
@@ -54,7 +53,7 @@ __global__ void __launch_bounds__(ResampleTuning::threads) resample(const Resamp
   if (!live || lane > 0) return;
   Vector out;
   out.write([&](int k) { return sum[k]; });
-  static_cast<Vector*>(a.y)[sample] = out;
+  static_cast<Vector*>(a.y)[(int64_t(blockIdx.x) * a.out_width + column) * vectors + v] = out;
 }
 
 }  // namespace detail
@@ -65,12 +64,13 @@ inline cudaError_t resample(const Resample& a, cudaStream_t stream) {
   while (lanes < 32 && a.row_taps * a.column_taps > detail::ResampleTuning::taps_of_a_lane * lanes) lanes *= 2;
   return detail::with_type(a.type, [&]<class T>(T) {
     const auto launch = [&]<int V>(std::integral_constant<int, V>) {
-      const int64_t samples = a.images * (a.channels / V) * a.out_height * a.out_width;
-      if (samples == 0) return cudaSuccess;
-      const int64_t blocks = (samples * lanes + detail::ResampleTuning::threads - 1) / detail::ResampleTuning::threads;
+      const int64_t rows = a.images * a.out_height, items = int64_t(a.out_width) * (a.channels / V) * lanes;
+      if (rows == 0 || items == 0) return cudaSuccess;
+      const int threads = items < detail::ResampleTuning::threads ? static_cast<int>((items + 31) / 32 * 32)
+                                                                  : detail::ResampleTuning::threads;
+      const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>((items + threads - 1) / threads));
       const auto kernel = a.index ? detail::resample<T, V, true> : detail::resample<T, V, false>;
-      kernel<<<static_cast<unsigned>(blocks), detail::ResampleTuning::threads, 0, stream>>>(
-          a, static_cast<int>(samples), lanes);
+      kernel<<<grid, threads, 0, stream>>>(a, lanes);
       return cudaGetLastError();
     };
     constexpr int wide = 16 / sizeof(T);

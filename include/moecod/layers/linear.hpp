@@ -1,4 +1,5 @@
 #pragma once
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
@@ -16,8 +17,10 @@ namespace moecod::layers {
 /// Shapes: x [M, ..., in] ([M, ..., 2 in] before swiglu) -> [M, ..., out]; weight [(n,) out, in], bias [(n,) out].
 /// Initial values: uniform in +-1/sqrt(in), as torch.nn.Linear.
 /// Stacked layers run sorted rows on CUDA by the operator moecod::grouped_linear, where it is there: all experts at
-/// once, and a(x) computed anew in the backward pass instead of kept.
-/// Synchronises: never, but for sorted rows on CUDA that the operator has no kernel for (moecod::operators::fallbacks).
+/// once, and a(x) computed anew in the backward pass instead of kept. Single ones with a bias do in bfloat16 where gradients
+/// are recorded.
+/// Synchronises: for sorted rows on CUDA that the operator has no kernel for (moecod::operators::fallbacks); for a single
+/// layer on CUDA the first time that it has so many rows.
 template <class Layers = Single>
 class Linear : public torch::nn::Module, public Decays {
  public:
@@ -43,7 +46,9 @@ class Linear : public torch::nn::Module, public Decays {
       return for_each_expert(in, group,
                              [&](const at::Tensor& rows, int64_t e) { return at::linear(rows, w[e], b[e]); });
     } else {
-      (void)group;
+      if (const auto* op = operators::find<operators::GroupedLinear>(); op && sums_bias_gradients(x))
+        return op->call(x, as_stacked<Layers>(weight), as_stacked<Layers>(bias), offsets_of<Layers>(x, group),
+                        name_of(before));
       return at::linear(activate(x, before), weight, bias);
     }
   }
@@ -59,6 +64,13 @@ class Linear : public torch::nn::Module, public Decays {
   }
 
   at::Tensor weight, bias;
+
+ private:
+  /// Whether a single layer is to run by the operator for its bias's gradient, which is a sum over all rows.
+  bool sums_bias_gradients(const at::Tensor& x) const {
+    return at::GradMode::is_enabled() && bias.defined() && bias.requires_grad() && in_bfloat16(x) && x.dim() >= 2 &&
+           x.numel() > 0 && weight.size(-1) % 8 == 0 && weight.size(-2) % 8 == 0;
+  }
 };
 
 /// Single precision at least: float64 stays, all else becomes float32.

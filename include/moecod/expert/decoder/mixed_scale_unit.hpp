@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "moecod/expert/decoder/maps.hpp"
+#include "moecod/layers/gradient_format.hpp"
 
 namespace moecod::expert::decoder {
 
@@ -45,11 +46,10 @@ class MixedScaleUnit : public torch::nn::Module {
       const at::Tensor in = fork.defined() ? at::cat({parts[g], fork}, 1) : parts[g];
       const std::vector<at::Tensor> split = interact_[g]->forward(in).chunk(last ? 2 : 3, 1);
       outs.push_back(split.front());
-      gates.push_back(split.back());
+      gates.push_back(layers::gradient_in_own_format(split.back()).mean({2, 3}, /*keepdim=*/true));
       if (!last) fork = split[1];
     }
-    const at::Tensor pooled = at::cat(gates, 1).mean({2, 3}, /*keepdim=*/true);
-    const at::Tensor gate = at::softmax(gate1_->forward(at::relu(gate0_->forward(pooled))), 1);
+    const at::Tensor gate = at::softmax(gate1_->forward(at::relu(gate0_->forward(at::cat(gates, 1)))), 1);
     const at::Tensor out = at::cat(outs, 1);
     // Autocast makes softmax float32; the large product stays in the features' type.
     return at::relu(x + fuse_->forward(out * gate.to(out.scalar_type())));

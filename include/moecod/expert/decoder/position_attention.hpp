@@ -34,7 +34,8 @@ class PositionAttention : public torch::nn::Module {
     const at::Tensor q = query_->forward(x).flatten(2), k = key_->forward(x).flatten(2);
     const at::Tensor v = value_->forward(x).flatten(2);
     const at::Tensor attention = at::softmax(at::matmul(q.transpose(1, 2), k), -1);
-    return x + gamma * at::matmul(v, attention.transpose(1, 2)).view_as(x);
+    const at::Tensor seen = at::matmul(v, attention.transpose(1, 2)).view_as(x);
+    return x + gamma.to(seen.scalar_type()) * seen;  // a float32 gamma would make all that follows float32
   }
 
   at::Tensor gamma;

@@ -33,7 +33,7 @@ class ReverseAttention : public torch::nn::Module {
   }
 
   at::Tensor forward(const at::Tensor& x, const at::Tensor& guide) {
-    at::Tensor z = first_->forward(x * reverse(guide));
+    at::Tensor z = first_->forward(x * reverse(guide).to(x.scalar_type()));
     for (const ConvNorm& layer : middle_) z = layer->forward(z);
     return last_->forward(z) + guide;
   }

@@ -4,6 +4,7 @@
 #include <torch/nn/module.h>
 
 #include <numeric>
+#include <vector>
 
 #include "moecod/expert/decoder/maps.hpp"
 #include "moecod/layers/pool.hpp"
@@ -46,15 +47,23 @@ class ScaleIntegration : public torch::nn::Module {
     const at::Tensor s = small_->forward(layers::resize(before_small_->forward(small), h, w));
     const at::Tensor all = at::cat({l, m, s}, 1);
 
-    // Channels are (scale, head, d): heads move to the rows.
-    const auto by_head = [&](const at::Tensor& x) {
-      return x.reshape({n, 3, heads_, d, h, w}).transpose(1, 2).reshape({n * heads_, 3, d, h, w});
-    };
-    const at::Tensor attention = by_head(attention_->forward(all)).flatten(1, 2);
-    const at::Tensor weights = at::softmax(score_->forward(head1_->forward(head0_->forward(attention))), 1);
-    const at::Tensor values = by_head(value_->forward(all));
-    // Autocast makes softmax float32; the large product stays in the features' type.
-    const at::Tensor merged = (weights.to(values.scalar_type()).unsqueeze(2) * values).sum(1);
+    // Channels are (scale, head, d): heads move to the rows, and the channels stay last in memory.
+    const at::Tensor attention = attention_->forward(all)
+                                     .permute({0, 2, 3, 1})
+                                     .reshape({n, h, w, 3, heads_, d})
+                                     .permute({0, 4, 1, 2, 3, 5})
+                                     .reshape({n * heads_, h, w, 3 * d})
+                                     .permute({0, 3, 1, 2});
+    const at::Tensor score = score_->forward(head1_->forward(head0_->forward(attention)));
+    const std::vector<at::Tensor> values = value_->forward(all).chunk(3, 1);
+    // Autocast makes softmax and sum float32; the large products stay in the features' type.
+    const at::Tensor weights =
+        at::softmax(score, 1).to(values[0].scalar_type()).reshape({n, heads_, 3, h, w});
+    at::Tensor merged;
+    for (int64_t i = 0; i < 3; ++i) {
+      const at::Tensor part = values[std::size_t(i)].unflatten(1, {heads_, d}) * weights.select(2, i).unsqueeze(2);
+      merged = i == 0 ? part : merged + part;
+    }
     return merged.reshape({n, c, h, w});
   }
 
