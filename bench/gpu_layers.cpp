@@ -28,8 +28,8 @@ void resample(benchmark::State& state, Layer layer, const Shape& s, bool kernel)
   const double bytes = maps * (double(s.out * s.out) * (2 + index) + double(s.side * s.side) * 2);
   std::vector<at::Tensor> maps_in, grads, indices;
   for (int i = 0; i < sets_for(bytes); ++i) {
-    maps_in.push_back(at::randn({s.images, s.channels, s.side, s.side}, options).contiguous(channels_last));
-    grads.push_back(at::randn({s.images, s.channels, s.out, s.out}, options).contiguous(channels_last));
+    maps_in.push_back(at::empty({s.images, s.channels, s.side, s.side}, options, channels_last).normal_());
+    grads.push_back(at::empty({s.images, s.channels, s.out, s.out}, options, channels_last).normal_());
     if (layer == Layer::max_pool) indices.push_back(std::get<1>(at::adaptive_max_pool2d(maps_in.back(), {s.out, s.out})));
   }
   const auto call = [&](int i) {

@@ -39,8 +39,8 @@ bool takes(const Tensor& grad, int64_t height, int64_t width) {
   return kernel_type(grad) && grad.numel() <= most && maps * height * width <= most && grad.size(1) * width <= 1 << 19;
 }
 
-/// x, or with `index` the gradient of a maximum, resampled to [.., height, width] by the bands [height, 1 + taps] and
-/// [width, 1 + taps] of its sides.
+/// x, or with `index` the gradient of a maximum, resampled to [.., height, width] by the bands [1 + taps, height] and
+/// [1 + taps, width] of its sides.
 Tensor resampled(const Tensor& x, const Tensor& index, int64_t height, int64_t width, const Tensor& rows,
                  const Tensor& columns) {
   const c10::cuda::CUDAGuard device(x.device());
@@ -58,8 +58,8 @@ Tensor resampled(const Tensor& x, const Tensor& index, int64_t height, int64_t w
                            .width = static_cast<int>(x.size(3)),
                            .out_height = static_cast<int>(height),
                            .out_width = static_cast<int>(width),
-                           .row_taps = static_cast<int>(rows.size(1)) - 1,
-                           .column_taps = static_cast<int>(columns.size(1)) - 1,
+                           .row_taps = static_cast<int>(rows.size(0)) - 1,
+                           .column_taps = static_cast<int>(columns.size(0)) - 1,
                            .type = *kernel_type(x),
                            .y = out.mutable_data_ptr()},
                           stream()));

@@ -385,9 +385,9 @@ void run_resample(int images, int channels, int side, int reach) {
   std::vector<float> band(std::size_t(side) * (1 + taps));
   for (int y = 0; y < side; ++y) {
     const int first = y - reach > 0 ? y - reach : 0, begin = first + taps <= out ? first : out - taps;
-    band[std::size_t(y) * (1 + taps)] = static_cast<float>(begin);
+    band[std::size_t(y)] = static_cast<float>(begin);
     for (int k = 0; k < taps; ++k)
-      band[std::size_t(y) * (1 + taps) + 1 + k] = begin + k <= y && y <= begin + k + reach ? 1.0f / float(reach + 1) : 0.0f;
+      band[std::size_t(1 + k) * side + y] = begin + k <= y && y <= begin + k + reach ? 1.0f / float(reach + 1) : 0.0f;
   }
   const Array<float> grad(g), sides(band), d_x(std::size_t(images) * side * side * channels);
   check(cuda::resample({.x = grad.data(), .rows = sides.data(), .columns = sides.data(), .images = images,

@@ -106,8 +106,9 @@ TEST(ResizeAndPool, BandsGiveTheGradients) {
               sum += weight * static_cast<float>(g[0][0][i][j]);
             };
             for (int lane = 0; lane < lanes; ++lane)
-              kernel::share_of_taps({rows[r].const_data_ptr<float>(), int(rows.size(1)) - 1},
-                                    {columns[c].const_data_ptr<float>(), int(columns.size(1)) - 1}, lane, lanes, add);
+              kernel::share_of_taps({rows.const_data_ptr<float>() + r, int(h), int(rows.size(0)) - 1},
+                                    {columns.const_data_ptr<float>() + c, int(w), int(columns.size(0)) - 1}, lane, lanes,
+                                    add);
             ASSERT_NEAR(sum, exact[0][0][r][c].item<double>(), 2e-5) << "sample " << r << ", " << c << ", lanes " << lanes;
           }
     }

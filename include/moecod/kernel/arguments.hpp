@@ -340,8 +340,8 @@ struct LayerNormBackward {
 struct Resample {
   const void* x = nullptr;         ///< [images, height, width, channels]
   const int64_t* index = nullptr;  ///< backward of a maximum: the place of y that each element of x came from; else null
-  const float* rows = nullptr;     ///< [out_height, 1 + row_taps]
-  const float* columns = nullptr;  ///< [out_width, 1 + column_taps]
+  const float* rows = nullptr;     ///< [1 + row_taps, out_height]
+  const float* columns = nullptr;  ///< [1 + column_taps, out_width]
   int64_t images = 0;
   int channels = 1, height = 1, width = 1, out_height = 1, out_width = 1, row_taps = 1, column_taps = 1;
   Type type = Type::float32;

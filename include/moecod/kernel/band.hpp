@@ -5,13 +5,13 @@
 /// side is a band.
 namespace moecod::kernel {
 
-/// One side's band of one sample, as layers/band.hpp makes it: the first place, then the weights of `taps` places from
-/// there on, of which some may be 0.
+/// One side's band of one sample, a column of what layers/band.hpp makes: the first place, then the weights of `taps` places
+/// from there on, of which some may be 0. Neighbouring samples' entries lie side by side.
 struct Band {
-  const float* entry = nullptr;  ///< [1 + taps]
-  int taps = 0;
-  MOECOD_HOST_DEVICE int first() const { return static_cast<int>(entry[0]); }
-  MOECOD_HOST_DEVICE float weight(int tap) const { return entry[1 + tap]; }
+  const float* column = nullptr;  ///< of [1 + taps, samples]
+  int samples = 1, taps = 0;
+  MOECOD_HOST_DEVICE int first() const { return static_cast<int>(column[0]); }
+  MOECOD_HOST_DEVICE float weight(int tap) const { return column[(1 + tap) * samples]; }
 };
 
 /// Lane `lane`'s share of the taps, dealt out in turn: calls add(rows.weight(i) columns.weight(j), rows.first() + i,

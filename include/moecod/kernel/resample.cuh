@@ -20,20 +20,21 @@ struct ResampleTuning {
   static constexpr int taps_of_a_lane = 36;  // above it, more lanes share a sample
 };
 
-/// Grid: rows of y; blocks of the row's vectors, each of which `lanes` share.
+/// Threads: a row's vectors, each of which `lanes` share; several rows of y. Grid: rows; blocks of a row's vectors.
 template <class T, int V, bool Indexed>
 __global__ void __launch_bounds__(ResampleTuning::threads) resample(const Resample a, int lanes) {
   using Vector = Pack<T, V>;
-  const int image = blockIdx.x / a.out_height, row = blockIdx.x - image * a.out_height, vectors = a.channels / V;
-  const int lane = threadIdx.x & (lanes - 1), item = (blockIdx.y * blockDim.x + threadIdx.x) / lanes;
+  const int line = blockIdx.x * blockDim.y + threadIdx.y;  // of all images' rows
+  const int image = line / a.out_height, row = line - image * a.out_height;
+  const int vectors = a.channels / V, lane = threadIdx.x & (lanes - 1);
+  const int item = (blockIdx.y * blockDim.x + threadIdx.x) / lanes;
   const int column = vectors == 1 ? item : item / vectors, v = item - column * vectors;
-  const bool live = column < a.out_width;  // all lanes stay for the shuffles
+  const bool live = column < a.out_width && image < a.images;  // all lanes stay for the shuffles
   float sum[V] = {};
   if (live) {
     const Vector* x = static_cast<const Vector*>(a.x) + int64_t(image) * a.height * a.width * vectors + v;
     const int64_t* index = Indexed ? a.index + (int64_t(image) * a.height * a.width * vectors + v) * V : nullptr;
-    share_of_taps({a.rows + int64_t(row) * (1 + a.row_taps), a.row_taps},
-                  {a.columns + int64_t(column) * (1 + a.column_taps), a.column_taps}, lane, lanes,
+    share_of_taps({a.rows + row, a.out_height, a.row_taps}, {a.columns + column, a.out_width, a.column_taps}, lane, lanes,
                   [&](float weight, int r, int c) {
                     const int from = (r * a.width + c) * vectors;
                     const Vector in = x[from];
@@ -53,7 +54,7 @@ __global__ void __launch_bounds__(ResampleTuning::threads) resample(const Resamp
   if (!live || lane > 0) return;
   Vector out;
   out.write([&](int k) { return sum[k]; });
-  static_cast<Vector*>(a.y)[(int64_t(blockIdx.x) * a.out_width + column) * vectors + v] = out;
+  static_cast<Vector*>(a.y)[(int64_t(line) * a.out_width + column) * vectors + v] = out;
 }
 
 }  // namespace detail
@@ -66,9 +67,10 @@ inline cudaError_t resample(const Resample& a, cudaStream_t stream) {
     const auto launch = [&]<int V>(std::integral_constant<int, V>) {
       const int64_t rows = a.images * a.out_height, items = int64_t(a.out_width) * (a.channels / V) * lanes;
       if (rows == 0 || items == 0) return cudaSuccess;
-      const int threads = items < detail::ResampleTuning::threads ? static_cast<int>((items + 31) / 32 * 32)
-                                                                  : detail::ResampleTuning::threads;
-      const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>((items + threads - 1) / threads));
+      constexpr int all = detail::ResampleTuning::threads;
+      const int along = items < all ? static_cast<int>((items + 31) / 32 * 32) : all, down = all / along;
+      const dim3 threads(along, down), grid(static_cast<unsigned>((rows + down - 1) / down),
+                                            static_cast<unsigned>((items + along - 1) / along));
       const auto kernel = a.index ? detail::resample<T, V, true> : detail::resample<T, V, false>;
       kernel<<<grid, threads, 0, stream>>>(a, lanes);
       return cudaGetLastError();

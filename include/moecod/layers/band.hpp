@@ -8,7 +8,7 @@
 namespace moecod::layers::detail {
 
 /// The columns of a matrix [out, in] whose entries other than 0 are neighbours in each column, as float32
-/// [in, 1 + taps]: the first row of such entries, then the entries from there on (kernel/band.hpp). first + taps is at most
+/// [1 + taps, in]: the first row of such entries, then the entries from there on (kernel/band.hpp). first + taps is at most
 /// `out` in every column.
 inline at::Tensor band_of(const at::Tensor& matrix) {
   const auto m = matrix.accessor<double, 2>();
@@ -22,12 +22,12 @@ inline at::Tensor band_of(const at::Tensor& matrix) {
     first[std::size_t(y)] = begin;
     taps = std::max(taps, end - begin);
   }
-  at::Tensor band = at::zeros({in, 1 + taps}, at::kFloat);
+  at::Tensor band = at::zeros({1 + taps, in}, at::kFloat);
   auto b = band.accessor<float, 2>();
   for (int64_t y = 0; y < in; ++y) {
     const int64_t begin = std::min(first[std::size_t(y)], out - taps);
-    b[y][0] = static_cast<float>(begin);
-    for (int64_t k = 0; k < taps; ++k) b[y][1 + k] = static_cast<float>(m[begin + k][y]);
+    b[0][y] = static_cast<float>(begin);
+    for (int64_t k = 0; k < taps; ++k) b[1 + k][y] = static_cast<float>(m[begin + k][y]);
   }
   return band;
 }

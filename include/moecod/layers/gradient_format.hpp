@@ -1,8 +1,16 @@
 #pragma once
 #include <ATen/core/Tensor.h>
+#include <c10/core/MemoryFormat.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 namespace moecod::layers {
+
+/// x in a memory format, also where it has one pixel only, whose strides would say either.
+inline at::Tensor in_format(const at::Tensor& x, at::MemoryFormat format) {
+  const at::Tensor y = x.contiguous(format);
+  return format == at::MemoryFormat::ChannelsLast ? y.as_strided(y.sizes(), c10::get_channels_last_strides_2d(y.sizes()))
+                                                  : y;
+}
 
 namespace detail {
 
@@ -13,7 +21,7 @@ struct OwnFormatFunction : torch::autograd::Function<OwnFormatFunction> {
   }
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  torch::autograd::variable_list grads) {
-    return {grads[0].contiguous(static_cast<at::MemoryFormat>(ctx->saved_data["format"].toInt()))};
+    return {in_format(grads[0], static_cast<at::MemoryFormat>(ctx->saved_data["format"].toInt()))};
   }
 };
 

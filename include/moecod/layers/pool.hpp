@@ -12,6 +12,7 @@
 
 #include "moecod/core/operators.hpp"
 #include "moecod/layers/band.hpp"
+#include "moecod/layers/gradient_format.hpp"
 #include "moecod/layers/size_tensor.hpp"
 
 namespace moecod::layers {
@@ -61,11 +62,12 @@ struct AveragePoolFunction : torch::autograd::Function<AveragePoolFunction> {
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x, int64_t height, int64_t width) {
     ctx->saved_data["height"] = x.size(2);
     ctx->saved_data["width"] = x.size(3);
+    ctx->saved_data["format"] = static_cast<int64_t>(x.suggest_memory_format());
     return at::adaptive_avg_pool2d(x, {height, width});
   }
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  torch::autograd::variable_list grads) {
-    const at::Tensor& grad = grads[0];
+    const at::Tensor grad = in_format(grads[0], static_cast<at::MemoryFormat>(ctx->saved_data["format"].toInt()));
     const int64_t height = ctx->saved_data["height"].toInt(), width = ctx->saved_data["width"].toInt();
     const auto* op = operators::find_for<operators::AveragePoolBackward>(grad);
     return {op ? op->call(grad, height, width) : average_pool_backward(grad, height, width), {}, {}};
@@ -78,12 +80,13 @@ struct MaxPoolFunction : torch::autograd::Function<MaxPoolFunction> {
     ctx->save_for_backward({index});
     ctx->saved_data["height"] = x.size(2);
     ctx->saved_data["width"] = x.size(3);
+    ctx->saved_data["format"] = static_cast<int64_t>(x.suggest_memory_format());
     return out;
   }
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  torch::autograd::variable_list grads) {
-    const at::Tensor& grad = grads[0];
-    const at::Tensor index = ctx->get_saved_variables()[0];
+    const auto format = static_cast<at::MemoryFormat>(ctx->saved_data["format"].toInt());
+    const at::Tensor grad = in_format(grads[0], format), index = in_format(ctx->get_saved_variables()[0], format);
     const int64_t height = ctx->saved_data["height"].toInt(), width = ctx->saved_data["width"].toInt();
     const auto* op = operators::find_for<operators::MaxPoolBackward>(grad);
     return {op ? op->call(grad, index, height, width) : max_pool_backward(grad, index, height, width), {}, {}};
