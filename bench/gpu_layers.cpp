@@ -56,7 +56,10 @@ void resample(benchmark::State& state, Layer layer, const Shape& s, bool kernel)
   time(state, bytes, /*graph=*/true, call, static_cast<int>(maps_in.size()));
 }
 
-at::Tensor all_of(int64_t rows) { return at::tensor({int64_t{0}, rows}, at::kLong).to(at::TensorOptions().dtype(at::kInt).device(at::kCUDA)); }
+/// The offsets of one expert that has all rows.
+at::Tensor all_of(int64_t rows) {
+  return at::tensor({int64_t{0}, rows}, at::kLong).to(at::TensorOptions().dtype(at::kInt).device(at::kCUDA));
+}
 
 /// Forward, or a step: forward, and the gradients of all that went in.
 template <class F>
@@ -89,7 +92,8 @@ void depthwise(benchmark::State& state, const Shape& s, bool gelu, bool step, bo
   const std::array<int64_t, 2> padding{k / 2, k / 2}, one{1, 1};
   std::vector<at::Tensor> maps;
   for (int i = 0; i < sets_for(bytes); ++i)
-    maps.push_back(at::randn({s.images, s.channels, s.side, s.side}, options).contiguous(channels_last).set_requires_grad(true));
+    maps.push_back(
+        at::empty({s.images, s.channels, s.side, s.side}, options, channels_last).normal_().set_requires_grad(true));
   forward_or_step(state, step, bytes, maps, {w, b}, [&](const at::Tensor& x) {
     if (kernel) return operators::find<operators::GroupedDepthwiseConv2d>()->call(x, w, b, offsets, padding, one, gelu);
     const at::Tensor y = at::conv2d(x, w[0], b[0], one, padding, one, s.channels);

@@ -106,7 +106,8 @@ Gradients backward_by_kernel(const Tensor& grad, const Tensor& x, const Tensor& 
   const Tensor g = readable(grad.contiguous()), in = readable(x.contiguous()), w = readable(weight.contiguous());
   const Tensor at = offsets.contiguous();
   const kernel::Groups rows = groups_of(at, x.size(0), items_a_row(x));
-  const Tensor d_x = at::empty(x.sizes(), x.options()), both = at::empty({weight.size(0), 2, weight.size(1)}, weight.options());
+  const Tensor d_x = at::empty(x.sizes(), x.options());
+  const Tensor both = at::empty({weight.size(0), 2, weight.size(1)}, weight.options());
   const Tensor partial =
       at::empty({rows.pieces(kernel::layer_norm_piece(rows.items())), 2, weight.size(1)}, weight.options());
   C10_CUDA_CHECK(layer_norm_backward({.groups = rows,

@@ -57,7 +57,8 @@ Tensors one_by_one(const Case& c, const Tensors& in) {
 
 Tensors inputs(const Case& c, at::ScalarType type, bool bias) {
   const auto experts = static_cast<int64_t>(c.images.size());
-  Tensors in{at::randn({ends_of(c.images).back(), c.channels, c.size[0], c.size[1]}, on(at::kFloat)).to(type).contiguous(channels_last),
+  const at::Tensor x = at::randn({ends_of(c.images).back(), c.channels, c.size[0], c.size[1]}, on(at::kFloat));
+  Tensors in{x.to(type).contiguous(channels_last),
              at::randn({experts, c.channels, 1, c.kernel[0], c.kernel[1]}, on(at::kFloat)).to(type)};
   if (bias) in.push_back(at::randn({experts, c.channels}, on(at::kFloat)).to(type));
   return in;
@@ -133,7 +134,8 @@ TEST(DepthwiseOperator, RepeatsWaitsNeverAndIsCaptured_CUDA) {
   const at::Tensor seed = at::randn({9, 64, 28, 28}, on(at::kBFloat16)).contiguous(channels_last);
   for (const bool gelu : {false, true}) {
     const auto step = [&] {
-      const at::Tensor y = operators::find<operators::GroupedDepthwiseConv2d>()->call(x, w, b, offsets, c.padding, c.dilation, gelu);
+      const at::Tensor y =
+        operators::find<operators::GroupedDepthwiseConv2d>()->call(x, w, b, offsets, c.padding, c.dilation, gelu);
       const auto grads = torch::autograd::grad({y}, {x, w, b}, {seed});
       return Tensors{y, grads[0], grads[1], grads[2]};
     };

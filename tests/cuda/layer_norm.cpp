@@ -65,7 +65,8 @@ TEST(LayerNormOperator, EqualsFloat64_CUDA) {
   for (at::ScalarType type : {at::kFloat, at::kHalf, at::kBFloat16})
     for (const Case& c : cases) {
       if (type == at::kFloat && c.width > 512) continue;
-      SCOPED_TRACE(::testing::Message() << type << " " << at::IntArrayRef(c.rows) << " rows of " << c.items << " x " << c.width);
+      SCOPED_TRACE(::testing::Message() << type << " " << at::IntArrayRef(c.rows) << " rows of " << c.items << " x "
+                                        << c.width);
       const Tensors in = inputs(c, type);
       const int64_t before = operators::fallbacks();
       const Tensors got = by_operator(c, in, 1e-6);

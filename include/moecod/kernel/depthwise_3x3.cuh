@@ -8,8 +8,8 @@
 ///
 /// A thread holds the filters of four channels and walks down two columns (backward: one) of a strip of rows. Of each row it
 /// fetches the columns and their neighbours, which give to the outputs above, beside and below, so no row is read twice; the
-/// neighbours meet in the first cache, as a block's warps lie side by side. Rows are fetched ahead. Bias and GELU are part of the pass. So is, in the backward pass, the
-/// derivative of GELU at the result computed anew, which therefore nobody keeps.
+/// neighbours meet in the first cache, as a block's warps lie side by side. Rows are fetched ahead. Bias and GELU are part of
+/// the pass, as is, in the backward pass, the derivative of GELU at the result computed anew, which therefore nobody keeps.
 ///
 /// Backward, the same walk down the gradient gives to the three rows of d_x around it and, times the three rows of x, to
 /// all nine weights: each of both is read once. Weights are summed over a strip, strips in their order: no atomics.

@@ -1,4 +1,6 @@
 #pragma once
+#include <utility>
+
 #include "moecod/kernel/band.hpp"
 #include "moecod/kernel/columns.cuh"
 #include "moecod/kernel/rows.cuh"
@@ -18,43 +20,52 @@ namespace detail {
 struct ResampleTuning {
   static constexpr int threads = 256;
   static constexpr int taps_of_a_lane = 36;  // above it, more lanes share a sample
+  static constexpr int most_blocks = 8192;   // along rows; starting more costs more than their work
 };
 
-/// Threads: a row's vectors, each of which `lanes` share; several rows of y. Grid: rows; blocks of a row's vectors.
-template <class T, int V, bool Indexed>
+/// Threads: a row's vectors, each of which `lanes` share, or `Columns` pixels of one channel; several rows of y, and then
+/// those a grid further. Grid: rows; blocks of a row's vectors.
+template <class T, int V, int Columns, bool Indexed>
 __global__ void __launch_bounds__(ResampleTuning::threads) resample(const Resample a, int lanes) {
   using Vector = Pack<T, V>;
-  const int line = blockIdx.x * blockDim.y + threadIdx.y;  // of all images' rows
-  const int image = line / a.out_height, row = line - image * a.out_height;
   const int vectors = a.channels / V, lane = threadIdx.x & (lanes - 1);
   const int item = (blockIdx.y * blockDim.x + threadIdx.x) / lanes;
-  const int column = vectors == 1 ? item : item / vectors, v = item - column * vectors;
-  const bool live = column < a.out_width && image < a.images;  // all lanes stay for the shuffles
-  float sum[V] = {};
-  if (live) {
+  const int pixel = vectors == 1 ? item : item / vectors, v = item - pixel * vectors, first = Columns * pixel;
+  const bool live = first < a.out_width;  // all lanes stay for the shuffles
+  const auto lines = static_cast<int>(a.images * a.out_height);
+  for (int line = blockIdx.x * blockDim.y + threadIdx.y; line < lines; line += gridDim.x * blockDim.y) {
+    const int image = line / a.out_height, row = line - image * a.out_height;
     const Vector* x = static_cast<const Vector*>(a.x) + int64_t(image) * a.height * a.width * vectors + v;
     const int64_t* index = Indexed ? a.index + (int64_t(image) * a.height * a.width * vectors + v) * V : nullptr;
-    share_of_taps({a.rows + row, a.out_height, a.row_taps}, {a.columns + column, a.out_width, a.column_taps}, lane, lanes,
-                  [&](float weight, int r, int c) {
-                    const int from = (r * a.width + c) * vectors;
-                    const Vector in = x[from];
-                    if constexpr (Indexed) {
-                      const int64_t here = row * a.out_width + column;
-                      in.read([&](int k, float value) {
-                        if (index[int64_t(from) * V + k] == here) sum[k] += value;
-                      });
-                    } else {
-                      in.read([&](int k, float value) { sum[k] = fmaf(weight, value, sum[k]); });
-                    }
-                  });
-  }
+    float sum[Columns * V] = {};
+    if (live) {
 #pragma unroll
-  for (int k = 0; k < V; ++k)
-    for (int offset = lanes / 2; offset > 0; offset /= 2) sum[k] += __shfl_xor_sync(whole_warp, sum[k], offset);
-  if (!live || lane > 0) return;
-  Vector out;
-  out.write([&](int k) { return sum[k]; });
-  static_cast<Vector*>(a.y)[(int64_t(line) * a.out_width + column) * vectors + v] = out;
+      for (int i = 0; i < Columns; ++i) {
+        const int column = first + i;
+        share_of_taps({a.rows + row, a.out_height, a.row_taps}, {a.columns + column, a.out_width, a.column_taps}, lane,
+                      lanes, [&](float weight, int r, int c) {
+                        const int from = (r * a.width + c) * vectors;
+                        const Vector in = x[from];
+                        if constexpr (Indexed) {
+                          const int64_t here = row * a.out_width + column;
+                          in.read([&](int k, float value) {
+                            if (index[int64_t(from) * V + k] == here) sum[i * V + k] += value;
+                          });
+                        } else {
+                          in.read([&](int k, float value) { sum[i * V + k] = fmaf(weight, value, sum[i * V + k]); });
+                        }
+                      });
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < Columns * V; ++k)
+      for (int offset = lanes / 2; offset > 0; offset /= 2) sum[k] += __shfl_xor_sync(whole_warp, sum[k], offset);
+    if (!live || lane > 0) continue;
+    Pack<T, Columns * V> out;
+    out.write([&](int k) { return sum[k]; });
+    *reinterpret_cast<Pack<T, Columns * V>*>(static_cast<Vector*>(a.y) + (int64_t(line) * a.out_width + first) * vectors + v) =
+        out;
+  }
 }
 
 }  // namespace detail
@@ -64,20 +75,23 @@ inline cudaError_t resample(const Resample& a, cudaStream_t stream) {
   int lanes = 1;
   while (lanes < 32 && a.row_taps * a.column_taps > detail::ResampleTuning::taps_of_a_lane * lanes) lanes *= 2;
   return detail::with_type(a.type, [&]<class T>(T) {
-    const auto launch = [&]<int V>(std::integral_constant<int, V>) {
-      const int64_t rows = a.images * a.out_height, items = int64_t(a.out_width) * (a.channels / V) * lanes;
+    const auto launch = [&]<int V, int Columns>(std::integer_sequence<int, V, Columns>) {
+      const int64_t rows = a.images * a.out_height, items = int64_t(a.out_width / Columns) * (a.channels / V) * lanes;
       if (rows == 0 || items == 0) return cudaSuccess;
       constexpr int all = detail::ResampleTuning::threads;
       const int along = items < all ? static_cast<int>((items + 31) / 32 * 32) : all, down = all / along;
-      const dim3 threads(along, down), grid(static_cast<unsigned>((rows + down - 1) / down),
+      const int64_t blocks = (rows + down - 1) / down, most = detail::ResampleTuning::most_blocks;
+      const dim3 threads(along, down), grid(static_cast<unsigned>(blocks < most ? blocks : most),
                                             static_cast<unsigned>((items + along - 1) / along));
-      const auto kernel = a.index ? detail::resample<T, V, true> : detail::resample<T, V, false>;
+      const auto kernel = a.index ? detail::resample<T, V, Columns, true> : detail::resample<T, V, Columns, false>;
       kernel<<<grid, threads, 0, stream>>>(a, lanes);
       return cudaGetLastError();
     };
     constexpr int wide = 16 / sizeof(T);
-    return a.channels % wide == 0 && detail::vectors_fit(0, 16, a.x, a.y) ? launch(std::integral_constant<int, wide>{})
-                                                                          : launch(std::integral_constant<int, 1>{});
+    if (a.channels % wide == 0 && detail::vectors_fit(0, 16, a.x, a.y)) return launch(std::integer_sequence<int, wide, 1>{});
+    if (a.channels == 1 && lanes == 1 && a.out_width % 4 == 0 && detail::vectors_fit(0, 16, a.y))
+      return launch(std::integer_sequence<int, 1, 4>{});
+    return launch(std::integer_sequence<int, 1, 1>{});
   });
 }
 
