@@ -2,7 +2,7 @@
 #include <type_traits>
 
 #include "moecod/kernel/device.cuh"
-#include "moecod/kernel/pieces.hpp"
+#include "moecod/kernel/pieces.cuh"
 #include "moecod/kernel/rows.cuh"
 
 /// What a grouped linear layer needs beside its products: biases, their gradients, and zeros for idle experts.
@@ -19,10 +19,7 @@ struct ColumnTuning {
 
 template <class T, int V>
 __global__ void __launch_bounds__(ColumnTuning::threads) add_bias(const AddBias a) {
-  __shared__ Piece piece;
-  if (threadIdx.x == 0)
-    piece = find_piece(a.groups.offsets, a.groups.experts, a.groups.each, ColumnTuning::piece, blockIdx.x);
-  __syncthreads();
+  const Piece& piece = find_piece_of_block(a.groups, ColumnTuning::piece, blockIdx.x);
   if (piece.expert < 0) return;
   const auto vectors = static_cast<int>(a.width / V);
   const int lanes = vectors < ColumnTuning::threads ? vectors : ColumnTuning::threads;
@@ -47,11 +44,8 @@ __global__ void __launch_bounds__(ColumnTuning::threads) add_bias(const AddBias 
 template <class T, int V>
 __global__ void __launch_bounds__(ColumnTuning::threads) sum_columns(const ColumnSums a, int lanes) {
   using Vector = Pack<T, V>;
-  __shared__ Piece piece;
   __shared__ float part[ColumnTuning::threads * V];
-  if (threadIdx.x == 0)
-    piece = find_piece(a.groups.offsets, a.groups.experts, a.groups.each, ColumnTuning::piece, blockIdx.x);
-  __syncthreads();
+  const Piece& piece = find_piece_of_block(a.groups, ColumnTuning::piece, blockIdx.x);
   if (piece.expert < 0) return;
   const int rows = ColumnTuning::threads / lanes, lane = threadIdx.x % lanes, row = threadIdx.x / lanes;
   const int64_t vectors = a.width / V, v = int64_t(blockIdx.y) * lanes + lane;
@@ -77,10 +71,8 @@ __global__ void __launch_bounds__(ColumnTuning::threads) sum_columns(const Colum
 template <class T>
 __global__ void __launch_bounds__(ColumnTuning::threads) sum_pieces(const ColumnSums a, int64_t size) {
   constexpr int warps = ColumnTuning::threads / 32;
-  __shared__ Piece piece;
   __shared__ float part[warps][33];
-  if (threadIdx.x == 0) piece = pieces_of(a.groups.offsets, blockIdx.y, a.groups.each, size);
-  __syncthreads();
+  const Piece& piece = pieces_of_block(a.groups, blockIdx.y, size);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t c = int64_t(blockIdx.x) * 32 + lane;
   float sum = 0;

@@ -57,11 +57,8 @@ __global__ void __launch_bounds__(DepthwiseTuning::threads) depthwise(const Dept
 template <class T, int V, int Columns>
 __global__ void __launch_bounds__(DepthwiseTuning::threads) depthwise_weight(const DepthwiseWeight a) {
   using Vector = Pack<T, V>;
-  __shared__ Piece piece;
   __shared__ float shared[DepthwiseTuning::threads * V];
-  if (threadIdx.x == 0)
-    piece = find_piece(a.groups.offsets, a.groups.experts, a.groups.each, DepthwiseTuning::piece, blockIdx.x);
-  __syncthreads();
+  const Piece& piece = find_piece_of_block(a.groups, DepthwiseTuning::piece, blockIdx.x);
   if (piece.expert < 0) return;
   const ConvShape& s = a.shape;
   const int vectors = s.in / V, v0 = blockIdx.y * DepthwiseTuning::lanes;

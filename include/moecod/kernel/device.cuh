@@ -134,6 +134,19 @@ struct alignas(sizeof(T) * V) Pack<T, V> {
   }
 };
 
+/// V floats, in vectors of four; they lie at a multiple of 16 bytes.
+template <int V>
+__device__ __forceinline__ void read_floats(const float* from, float (&to)[V]) {
+#pragma unroll
+  for (int c = 0; c < V; c += 4) {
+    const float4 four = *reinterpret_cast<const float4*>(from + c);
+    to[c] = four.x;
+    to[c + 1] = four.y;
+    to[c + 2] = four.z;
+    to[c + 3] = four.w;
+  }
+}
+
 /// Multiprocessors of the current device.
 inline cudaError_t multiprocessors(int* count) {
   int device = 0;

@@ -1,6 +1,6 @@
 #pragma once
 #include "moecod/kernel/columns.cuh"
-#include "moecod/kernel/pieces.hpp"
+#include "moecod/kernel/pieces.cuh"
 
 /// Layer normalisation of rows sorted by expert, each with its expert's weight and bias.
 ///
@@ -40,18 +40,6 @@ inline LayerNormLanes layer_norm_lanes(int64_t vectors) {
 __device__ __forceinline__ float sum_over(float x, int lanes) {
   for (int offset = lanes / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(whole_warp, x, offset);
   return x;
-}
-
-template <int V>
-__device__ __forceinline__ void read_floats(const float* from, float (&to)[V]) {
-#pragma unroll
-  for (int c = 0; c < V; c += 4) {
-    const float4 four = *reinterpret_cast<const float4*>(from + c);
-    to[c] = four.x;
-    to[c + 1] = four.y;
-    to[c + 2] = four.z;
-    to[c + 3] = four.w;
-  }
 }
 
 /// A lane's share of one row.
@@ -124,9 +112,7 @@ template <class T, int V, int Steps>
 __global__ void __launch_bounds__(LayerNormTuning::threads)
     layer_norm_backward(const LayerNormBackward a, int lanes, int64_t size) {
   extern __shared__ float parts[];  // [warps][width]
-  __shared__ Piece piece;
-  if (threadIdx.x == 0) piece = find_piece(a.groups.offsets, a.groups.experts, a.groups.each, size, blockIdx.x);
-  __syncthreads();
+  const Piece& piece = find_piece_of_block(a.groups, size, blockIdx.x);
   if (piece.expert < 0) return;
   const int lane = threadIdx.x & (lanes - 1), vectors = static_cast<int>(a.width / V);
   const int groups = LayerNormTuning::threads / lanes;

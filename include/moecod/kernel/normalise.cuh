@@ -1,7 +1,7 @@
 #pragma once
 #include "moecod/kernel/columns.cuh"
 #include "moecod/kernel/device.cuh"
-#include "moecod/kernel/pieces.hpp"
+#include "moecod/kernel/pieces.cuh"
 
 /// Batch normalisation of images sorted by expert: statistics of each expert over its own images, then ReLU if asked
 /// for.
@@ -62,11 +62,8 @@ __device__ __forceinline__ void add_items(const NormLanes& at, const float (&fir
 
 /// Moments of a piece, about its first item.
 static __global__ void __launch_bounds__(NormTuning::threads) take_moments(const Normalise a, float* moments) {
-  __shared__ Piece piece;
   __shared__ float2 shared[NormTuning::threads * NormTuning::vector];
-  if (threadIdx.x == 0)
-    piece = find_piece(a.groups.offsets, a.groups.experts, a.groups.each, norm_piece(a.groups.items()), blockIdx.x);
-  __syncthreads();
+  const Piece& piece = find_piece_of_block(a.groups, norm_piece(a.groups.items()), blockIdx.x);
   if (piece.expert < 0) return;
   const NormLanes at(a.channels);
   for (int v0 = 0; v0 < at.vectors; v0 += at.lanes) {
@@ -101,13 +98,17 @@ static __global__ void __launch_bounds__(NormTuning::threads) take_moments(const
 
 /// Joins an expert's moments: 32 channels a block, each warp over a share of the pieces.
 static __global__ void __launch_bounds__(NormTuning::join_threads) join_moments(const Normalise a) {
-  __shared__ Piece piece;
   __shared__ float part[3][NormTuning::join_warps][32];
   const int e = blockIdx.y, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  if (threadIdx.x == 0) piece = pieces_of(a.groups.offsets, e, a.groups.each, a.piece);
-  __syncthreads();
+  const Piece& piece = pieces_of_block(a.groups, e, a.piece);
   const int c = blockIdx.x * 32 + lane;
+  const int64_t at = int64_t(e) * a.channels + c;
+  // Asked for now, they are there when they are needed.
+  const bool last = warp == 0 && c < a.channels;
+  const float running_mean = last ? a.running_mean[at] : 0, running_var = last ? a.running_var[at] : 0;
   const auto items = static_cast<float>(piece.end - piece.begin);
+  const int64_t own = (piece.count + NormTuning::join_warps - 1) / NormTuning::join_warps;  // pieces a warp
+  const int busy = own > 0 ? static_cast<int>((piece.count + own - 1) / own) : 0;           // warps that have some
   const bool batch = a.batch_statistics && piece.end - piece.begin > 1;
   float n = 0, mean = 0, squares = 0;
   const auto join = [&](float n2, float mean2, float squares2) {
@@ -118,7 +119,7 @@ static __global__ void __launch_bounds__(NormTuning::join_threads) join_moments(
     n = sum;
   };
   if (batch && c < a.channels) {
-    const int64_t own = (piece.count + NormTuning::join_warps - 1) / NormTuning::join_warps, from = warp * own;
+    const int64_t from = warp * own;
     const int64_t to = from + own < piece.count ? from + own : piece.count;
 #pragma unroll 4
     for (int64_t p = from; p < to; ++p) {
@@ -132,19 +133,18 @@ static __global__ void __launch_bounds__(NormTuning::join_threads) join_moments(
   part[2][warp][lane] = squares;
   __syncthreads();
   if (warp > 0 || c >= a.channels) return;
-  for (int w = 1; w < NormTuning::join_warps; ++w) join(part[0][w][lane], part[1][w][lane], part[2][w][lane]);
-  const int64_t at = int64_t(e) * a.channels + c;
+  for (int w = 1; w < busy; ++w) join(part[0][w][lane], part[1][w][lane], part[2][w][lane]);
   float variance = 0;
   if (batch) {
     variance = squares / items;
     if (a.moves) {
-      a.running_mean[at] += a.momentum * (mean - a.running_mean[at]);
-      a.running_var[at] += a.momentum * (squares / (items - 1) - a.running_var[at]);
+      a.running_mean[at] = running_mean + a.momentum * (mean - running_mean);
+      a.running_var[at] = running_var + a.momentum * (squares / (items - 1) - running_var);
       if (c == 0) a.tracked[e] += 1;
     }
   } else {
-    mean = a.running_mean[at];
-    variance = a.running_var[at];
+    mean = running_mean;
+    variance = running_var;
   }
   float* used = a.used + int64_t(e) * 2 * a.channels + c;
   used[0] = mean;
@@ -154,21 +154,24 @@ static __global__ void __launch_bounds__(NormTuning::join_threads) join_moments(
 /// Scale and shift of a vector of channels.
 struct NormScale {
   float scale[NormTuning::vector], shift[NormTuning::vector];
+  float mean[NormTuning::vector], inverse[NormTuning::vector];
   __device__ NormScale(const float* used, const float* weight, const float* bias, int e, int channels, int v) {
+    const int64_t at = int64_t(e) * channels + v * NormTuning::vector;
+    float w[NormTuning::vector], b[NormTuning::vector];
+    read_floats(used + at + int64_t(e) * channels, mean);
+    read_floats(used + at + int64_t(e + 1) * channels, inverse);
+    read_floats(weight + at, w);
+    read_floats(bias + at, b);
 #pragma unroll
     for (int c = 0; c < NormTuning::vector; ++c) {
-      const int at = v * NormTuning::vector + c;
-      scale[c] = used[(2 * int64_t(e) + 1) * channels + at] * weight[int64_t(e) * channels + at];
-      shift[c] = bias[int64_t(e) * channels + at] - used[2 * int64_t(e) * channels + at] * scale[c];
+      scale[c] = inverse[c] * w[c];
+      shift[c] = b[c] - mean[c] * scale[c];
     }
   }
 };
 
 static __global__ void __launch_bounds__(NormTuning::threads) apply_norm(const Normalise a) {
-  __shared__ Piece piece;
-  if (threadIdx.x == 0)
-    piece = find_piece(a.groups.offsets, a.groups.experts, a.groups.each, norm_piece(a.groups.items()), blockIdx.x);
-  __syncthreads();
+  const Piece& piece = find_piece_of_block(a.groups, norm_piece(a.groups.items()), blockIdx.x);
   if (piece.expert < 0) return;
   const NormLanes at(a.channels);
   if (!at.used) return;
@@ -192,11 +195,8 @@ static __global__ void __launch_bounds__(NormTuning::threads) apply_norm(const N
 
 /// Sums over a piece of the gradient, and of the gradient times the normalised x.
 static __global__ void __launch_bounds__(NormTuning::threads) sum_norm_gradients(const NormaliseBackward a) {
-  __shared__ Piece piece;
   __shared__ float2 shared[NormTuning::threads * NormTuning::vector];
-  if (threadIdx.x == 0)
-    piece = find_piece(a.groups.offsets, a.groups.experts, a.groups.each, norm_piece(a.groups.items()), blockIdx.x);
-  __syncthreads();
+  const Piece& piece = find_piece_of_block(a.groups, norm_piece(a.groups.items()), blockIdx.x);
   if (piece.expert < 0) return;
   const NormLanes at(a.channels);
   for (int v0 = 0; v0 < at.vectors; v0 += at.lanes) {
@@ -204,10 +204,6 @@ static __global__ void __launch_bounds__(NormTuning::threads) sum_norm_gradients
     float first[NormTuning::vector]{}, second[NormTuning::vector]{};
     if (at.used && v < at.vectors) {
       const NormScale norm(a.used, a.weight, a.bias, piece.expert, a.channels, v);
-      float mean[NormTuning::vector];
-#pragma unroll
-      for (int c = 0; c < NormTuning::vector; ++c)
-        mean[c] = a.used[2 * int64_t(piece.expert) * a.channels + v * NormTuning::vector + c];
 #pragma unroll 2
       for (int64_t i = piece.begin + at.item(); i < piece.end; i += at.items) {
         float x[NormTuning::vector], d[NormTuning::vector];
@@ -217,7 +213,7 @@ static __global__ void __launch_bounds__(NormTuning::threads) sum_norm_gradients
         for (int c = 0; c < NormTuning::vector; ++c) {
           if (a.relu && x[c] * norm.scale[c] + norm.shift[c] <= 0) d[c] = 0;
           first[c] += d[c];
-          second[c] += d[c] * (x[c] - mean[c]);
+          second[c] += d[c] * (x[c] - norm.mean[c]);
         }
       }
     }
@@ -232,15 +228,15 @@ static __global__ void __launch_bounds__(NormTuning::threads) sum_norm_gradients
 }
 
 static __global__ void __launch_bounds__(NormTuning::join_threads) join_norm_gradients(const NormaliseBackward a) {
-  __shared__ Piece piece;
   __shared__ float2 part[NormTuning::join_warps][32];
   const int e = blockIdx.y, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  if (threadIdx.x == 0) piece = pieces_of(a.groups.offsets, e, a.groups.each, norm_piece(a.groups.items()));
-  __syncthreads();
+  const Piece& piece = pieces_of_block(a.groups, e, norm_piece(a.groups.items()));
   const int c = blockIdx.x * 32 + lane;
+  const int64_t own = (piece.count + NormTuning::join_warps - 1) / NormTuning::join_warps;
+  const int busy = own > 0 ? static_cast<int>((piece.count + own - 1) / own) : 0;
   float2 sum{0, 0};
   if (c < a.channels) {
-    const int64_t own = (piece.count + NormTuning::join_warps - 1) / NormTuning::join_warps, from = warp * own;
+    const int64_t from = warp * own;
     const int64_t to = from + own < piece.count ? from + own : piece.count;
 #pragma unroll 4
     for (int64_t p = from; p < to; ++p) {
@@ -252,7 +248,7 @@ static __global__ void __launch_bounds__(NormTuning::join_threads) join_norm_gra
   part[warp][lane] = sum;
   __syncthreads();
   if (warp > 0 || c >= a.channels) return;
-  for (int w = 1; w < NormTuning::join_warps; ++w) {
+  for (int w = 1; w < busy; ++w) {
     sum.x += part[w][lane].x;
     sum.y += part[w][lane].y;
   }
@@ -262,29 +258,23 @@ static __global__ void __launch_bounds__(NormTuning::join_threads) join_norm_gra
 }
 
 static __global__ void __launch_bounds__(NormTuning::threads) apply_norm_backward(const NormaliseBackward a) {
-  __shared__ Piece piece;
-  __shared__ float items;
-  if (threadIdx.x == 0) {
-    piece = find_piece(a.groups.offsets, a.groups.experts, a.groups.each, norm_piece(a.groups.items()), blockIdx.x);
-    if (piece.expert >= 0)
-      items = static_cast<float>(a.groups.each * (a.groups.offsets[piece.expert + 1] - a.groups.offsets[piece.expert]));
-  }
-  __syncthreads();
+  const Piece& piece = find_piece_of_block(a.groups, norm_piece(a.groups.items()), blockIdx.x);
   if (piece.expert < 0) return;
+  const auto items =
+      static_cast<float>(a.groups.each * (a.groups.offsets[piece.expert + 1] - a.groups.offsets[piece.expert]));
   const NormLanes at(a.channels);
   if (!at.used) return;
   const bool batch = a.batch_statistics && items > 1;
   for (int v = at.lane(); v < at.vectors; v += at.lanes) {
     const NormScale norm(a.used, a.weight, a.bias, piece.expert, a.channels, v);
     // d_x = scale * d + slope * x + constant
-    float slope[NormTuning::vector], constant[NormTuning::vector];
+    float slope[NormTuning::vector], constant[NormTuning::vector], d_weight[NormTuning::vector], d_bias[NormTuning::vector];
+    read_floats(a.d_weight + int64_t(piece.expert) * a.channels + v * NormTuning::vector, d_weight);
+    read_floats(a.d_bias + int64_t(piece.expert) * a.channels + v * NormTuning::vector, d_bias);
 #pragma unroll
     for (int c = 0; c < NormTuning::vector; ++c) {
-      const int64_t channel = v * NormTuning::vector + c, own = int64_t(piece.expert) * a.channels + channel;
-      const float mean = a.used[2 * int64_t(piece.expert) * a.channels + channel];
-      const float inverse = a.used[(2 * int64_t(piece.expert) + 1) * a.channels + channel];
-      slope[c] = batch ? -norm.scale[c] * inverse * a.d_weight[own] / items : 0;
-      constant[c] = batch ? -norm.scale[c] * a.d_bias[own] / items - slope[c] * mean : 0;
+      slope[c] = batch ? -norm.scale[c] * norm.inverse[c] * d_weight[c] / items : 0;
+      constant[c] = batch ? -norm.scale[c] * d_bias[c] / items - slope[c] * norm.mean[c] : 0;
     }
 #pragma unroll 2
     for (int64_t i = piece.begin + at.item(); i < piece.end; i += at.items) {
