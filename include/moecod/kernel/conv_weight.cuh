@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
 #pragma unroll
       for (int k = 0; k < 4; ++k)
         hopper::multiply<Tuning::columns, true, true>(sums, hopper::across_k(grad + 2048 * k, Tuning::block),
-                                                      hopper::across_k(x + 2048 * k, Tuning::block), Tuning::block);
+                                                      hopper::across_k(x + 2048 * k, Tuning::block), Tuning::block, 1);
       hopper::multiply_commit();
       hopper::multiply_wait<1>();
       if (lane == 0 && step > 0) hopper::barrier_arrive(&empty[(step - 1) % Tuning::in_flight]);

@@ -1,0 +1,75 @@
+#pragma once
+#include "moecod/kernel/hopper.cuh"
+#include "moecod/kernel/piece_table.cuh"
+
+/// The tiles of a grouped convolution: their sizes, their order, and which experts they belong to.
+namespace moecod::kernel::detail {
+
+/// What the weights' columns become: themselves; the same with the weights' tiles read across; with columns in pairs,
+/// silu(first) * second; or the second through the gate's backward pass.
+enum class ConvKind { plain, transposed, gated, gate_backward };
+
+/// The tile of a block: 128 `Rows` positions, 64 `Columns` channels, how many steps are in flight, and how many blocks a
+/// multiprocessor holds.
+template <int Rows_, int Columns_, int Stages_, int Blocks_>
+struct ConvTuning {
+  static constexpr int rows = Rows_, columns = Columns_, stages = Stages_, blocks = Blocks_;
+  static constexpr int warpgroups = 2, threads = 128 * (warpgroups + 1), workers = 128 * warpgroups;
+  static constexpr int loader_registers = blocks == 1 ? 40 : 24, worker_registers = blocks == 1 ? 232 : 104;
+  static constexpr int positions = 128 * rows, channels = 64 * columns;
+  static constexpr uint32_t row_block = 128 * 128, column_block = 64 * 128;  // bytes of 128 positions, 64 channels
+  static constexpr uint32_t stage = rows * row_block + columns * column_block;
+  static constexpr uint32_t scratch = channels * 4 + workers / 32 * channels * 8;  // of the moments
+  static constexpr uint32_t aligned = 1024;
+  static uint32_t dynamic(int experts, bool moments) {
+    return aligned + stages * stage + (moments ? scratch : 0) + (experts + 1) * 4;
+  }
+};
+
+/// What a block needs to know beside the maps.
+struct ConvWork {
+  Groups groups;  // each: positions out
+  int in, out;    // channels of x and y
+  int column_tiles;
+  int taps_right, taps, right, down;  // taps in a row, in all; dilation
+  int low_right, low_down;            // where the first tap of the first position lies
+  int out_width;
+  bool rows_alone;  // positions are rows of a matrix, and x's map is one
+  __nv_bfloat16* y;
+  __nv_bfloat16* kept;     // gated: what the gate takes, or null
+  const __nv_bfloat16* h;  // gate_backward
+  __nv_bfloat16* a;        // gate_backward
+  float* moments;
+};
+
+/// A block's tile. The two blocks of a cluster have the same channels and neighbouring pieces.
+struct ConvTile {
+  Piece piece;
+  int index;    // of the piece
+  int channel;  // the first
+  bool shared;  // the cluster's pieces are of one expert, so that its blocks share the weights' tiles
+  __device__ int rows() const { return static_cast<int>(piece.end - piece.begin); }
+};
+
+inline constexpr int band = 8;  // pairs of pieces that are taken together, so that the weights they share stay in L2
+
+/// Tile `number` of a cluster's block `rank`: band after band, in each all pairs of a column before the next. Where the
+/// last pair lacks its second piece, that block computes what nobody stores.
+template <class Tuning>
+__device__ __forceinline__ ConvTile conv_tile(const PieceTable& table, int column_tiles, int channels, int number,
+                                              int rank) {
+  const int pieces = table.pieces(), pairs = (pieces + 1) / 2;
+  const int first = number / (band * column_tiles) * band, in_band = number - first * column_tiles;
+  const int high = min(band, pairs - first), pair = first + in_band % high;
+  ConvTile tile;
+  tile.channel = in_band / high * channels;
+  tile.index = 2 * pair + rank;
+  const bool lone = 2 * pair + 1 == pieces;
+  tile.piece = table.find(lone ? 2 * pair : tile.index);
+  if (lone && rank == 1) tile.piece.end = tile.piece.begin;
+  const int64_t last = tile.piece.first + tile.piece.count;
+  tile.shared = lone || (2 * pair >= tile.piece.first && 2 * pair + 1 < last);
+  return tile;
+}
+
+}  // namespace moecod::kernel::detail
