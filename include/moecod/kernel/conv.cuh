@@ -46,7 +46,6 @@ __device__ __forceinline__ void conv_load(const CUtensorMap& x_map, const CUtens
                                           int rank, uint8_t* stages, uint64_t* full, uint64_t* empty) {
   constexpr bool across = Kind == ConvKind::transposed || Kind == ConvKind::gate_backward;
   constexpr int channels = Kind == ConvKind::gated ? Tuning::channels / 2 : Tuning::channels;
-  constexpr uint32_t half_block = Tuning::column_block / 2;
   const int steps = (work.in + 63) / 64 * work.taps;
   Ring<Tuning::stages> ring;
   for (int number = blockIdx.x / 2; number < tiles; number += gridDim.x / 2) {
@@ -75,30 +74,31 @@ __device__ __forceinline__ void conv_load(const CUtensorMap& x_map, const CUtens
         else
           hopper::load_columns(to + i * Tuning::row_block, x_map, arrived, 64 * chunk, w[i], h[i], n[i], right, down);
       to += Tuning::rows * Tuning::row_block;
-      const int its_tap = across ? work.taps - 1 - tap : tap;
+      // Halves of the weights' tile: of its columns, or, where they are read across, of its blocks of 64.
       const auto load_half = [&](int half, auto&& load) {
+        if constexpr (across) {
 #pragma unroll
-        for (int i = 0; i < Tuning::columns; ++i) {
-          int channel = tile.channel + 64 * i;
+          for (int i = 0; i < Tuning::columns; ++i)
+            if (i < (Tuning::columns + 1) / 2 == (half == 0))
+              load(to + i * Tuning::column_block, tile.channel + 64 * i, work.taps - 1 - tap, 64 * chunk);
+        } else {
+          constexpr int columns = 32 * Tuning::columns;
           // Gates come first and then what they gate, the same columns of both.
-          if (Kind == ConvKind::gated && i >= Tuning::columns / 2) channel += work.out - Tuning::channels / 2;
-          uint8_t* at = to + i * Tuning::column_block + half * half_block;
-          if constexpr (across)
-            load(at, weight_map, arrived, channel, its_tap, 64 * chunk + 32 * half, tile.piece.expert);
-          else
-            load(at, weight_map, arrived, 64 * chunk, its_tap, channel + 32 * half, tile.piece.expert);
+          const int channel = tile.channel + half * (Kind == ConvKind::gated ? work.out : columns);
+          load(to + half * columns * 128, 64 * chunk, tap, channel);
         }
       };
+      const auto for_both = [&](void* at, int x0, int x1, int x2) {
+        hopper::load_box_for_both(at, weight_map, arrived, x0, x1, x2, tile.piece.expert);
+      };
+      const auto for_this = [&](void* at, int x0, int x1, int x2) {
+        hopper::load_box(at, weight_map, arrived, x0, x1, x2, tile.piece.expert);
+      };
       if (tile.shared) {
-        load_half(rank, [](void* at, const CUtensorMap& map, uint64_t* barrier, auto... x) {
-          hopper::load_box_for_both(at, map, barrier, x...);
-        });
+        load_half(rank, for_both);
       } else {
-        const auto mine = [](void* at, const CUtensorMap& map, uint64_t* barrier, auto... x) {
-          hopper::load_box(at, map, barrier, x...);
-        };
-        load_half(0, mine);
-        load_half(1, mine);
+        load_half(0, for_this);
+        load_half(1, for_this);
       }
       if constexpr (Kind == ConvKind::gate_backward) {
         // Its epilogue reads h. A few boxes a step, which would else stand before the loads.
@@ -148,11 +148,11 @@ __global__ void __launch_bounds__(Tuning::threads, Tuning::blocks)
   hopper::cluster_barrier();
   const int tiles = (table.pieces() + 1) / 2 * work.column_tiles;
   if (warp >= Tuning::workers / 32) {
-    hopper::fewer_registers<Tuning::loader_registers>();
+    if constexpr (Tuning::blocks == 1) hopper::fewer_registers<40>();
     if (warp == Tuning::workers / 32 && lane == 0)
       conv_load<Tuning, Kind>(x_map, weight_map, h_map, work, table, tiles, rank, stages, full, empty);
   } else {
-    hopper::more_registers<Tuning::worker_registers>();
+    if constexpr (Tuning::blocks == 1) hopper::more_registers<232>();
     const int warpgroup = warp / 4, steps = (work.in + 63) / 64 * work.taps;
     // A stage is free once the workers of both blocks have read it, since either block's loads may write both.
     const auto release = [&](int stage) {
@@ -268,7 +268,7 @@ cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
     return error;
   if (const cudaError_t error = hopper::tiled_map<4>(
           &weight_map, a.weight,
-          {uint64_t(s.in), uint64_t(s.taps()), uint64_t(s.out), uint64_t(a.groups.experts)}, {64, 1, 32, 1}))
+          {uint64_t(s.in), uint64_t(s.taps()), uint64_t(s.out), uint64_t(a.groups.experts)}, {64, 1, a.transposed ? 64u : 32u * Tuning::columns, 1}))
     return error;
   CUtensorMap h_map = x_map;
   if (Kind == ConvKind::gate_backward)

@@ -132,7 +132,7 @@ __device__ __forceinline__ void gate_backward(uint4 d, uint4& g, uint4& u, uint4
 template <class Tuning>
 __device__ __forceinline__ void store_gate_backward(const ConvWork& work, const ConvTile& tile,
                                                     const float (&sums)[Tuning::rows][32 * Tuning::columns]) {
-  constexpr int at_once = 4;
+  constexpr int at_once = Tuning::blocks == 1 ? 4 : 2;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int rows = tile.rows(), n = work.out;
 #pragma unroll

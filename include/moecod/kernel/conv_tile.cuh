@@ -14,8 +14,9 @@ enum class ConvKind { plain, transposed, gated, gate_backward };
 template <int Rows_, int Columns_, int Stages_, int Blocks_>
 struct ConvTuning {
   static constexpr int rows = Rows_, columns = Columns_, stages = Stages_, blocks = Blocks_;
-  static constexpr int warpgroups = 2, threads = 128 * (warpgroups + 1), workers = 128 * warpgroups;
-  static constexpr int loader_registers = blocks == 1 ? 40 : 24, worker_registers = blocks == 1 ? 232 : 104;
+  static constexpr int warpgroups = 2, workers = 128 * warpgroups;
+  /// Of a warpgroup that loads, whose registers go to the workers; or one warp, where a block's share is small.
+  static constexpr int threads = workers + (blocks == 1 ? 128 : 32);
   static constexpr int positions = 128 * rows, channels = 64 * columns;
   static constexpr uint32_t row_block = 128 * 128, column_block = 64 * 128;  // bytes of 128 positions, 64 channels
   static constexpr uint32_t stage = rows * row_block + columns * column_block;

@@ -35,6 +35,7 @@ struct ConvWeightWork {
   int taps_right, taps, right, down;
   int low_right, low_down;
   int out_width;
+  bool rows_alone;  // positions are rows of a matrix, and x's map is one
   int64_t piece;  // positions a piece, a multiple of 64
   __nv_bfloat16* d_weight;
   float* partial;
@@ -73,15 +74,18 @@ __device__ __forceinline__ void conv_weight_load(const CUtensorMap& x_map, const
     to += Tuning::grad_blocks * Tuning::block;
 #pragma unroll
     for (int i = 0; i < Tuning::x_blocks; ++i)
-      if (i < blocks)
+      if (i < blocks && work.rows_alone)
+        hopper::load_box(to + i * Tuning::block, x_map, &full[stage], source[i] & 0xffff, position);
+      else if (i < blocks)
         hopper::load_columns(to + i * Tuning::block, x_map, &full[stage], source[i] & 0xffff, w + work.low_right,
                              h + work.low_down, n, source[i] >> 16 & 0xff, source[i] >> 24);
     position += 64;
-    for (w += 64; w >= work.out_width; w -= work.out_width)
-      if (++h == height) {
-        h = 0;
-        ++n;
-      }
+    if (!work.rows_alone)
+      for (w += 64; w >= work.out_width; w -= work.out_width)
+        if (++h == height) {
+          h = 0;
+          ++n;
+        }
     if (++stage == Tuning::in_flight) {
       stage = 0;
       parity ^= 1;
@@ -214,6 +218,7 @@ inline ConvWeightWork conv_weight_work(const ConvWeight& a) {
   work.low_down = -s.padding[0];
   work.low_right = -s.padding[1];
   work.out_width = s.out_width();
+  work.rows_alone = s.taps() == 1;
   work.d_weight = static_cast<__nv_bfloat16*>(a.d_weight);
   work.partial = a.partial;
   return work;
@@ -269,36 +274,47 @@ inline cudaError_t conv_weight_partial(const ConvWeight& a, int64_t* size) {
   });
 }
 
+namespace detail {
+
+template <class Tuning>
+cudaError_t launch_conv_weight(const ConvWeight& a, ConvWeightWork work, const ConvWeightTiles& tiles,
+                               cudaStream_t stream) {
+  const ConvShape& s = a.shape;
+  work.piece = tiles.piece;
+  if (work.groups.rows > 0) {
+    int upper[2];
+    for (int i = 0; i < 2; ++i) upper[i] = s.padding[i] - s.dilation[i] * (s.kernel[i] - 1);
+    const int lower[] = {-s.padding[0], -s.padding[1]};
+    CUtensorMap x_map, grad_map;
+    if (const cudaError_t error =
+            work.rows_alone
+                ? hopper::tiled_map<2>(&x_map, a.x, {uint64_t(s.in), uint64_t(work.groups.items())}, {64, 64})
+                : hopper::columns_map(&x_map, a.x, a.groups.rows, s.height, s.width, s.in, lower, upper, 64))
+      return error;
+    if (const cudaError_t error = hopper::tiled_map<2>(
+            &grad_map, a.grad, {uint64_t(s.out), uint64_t(work.groups.items())}, {64, 64}))
+      return error;
+    const auto kernel = conv_weight<Tuning>;
+    if (const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                       cudaFuncAttributeMaxDynamicSharedMemorySize, Tuning::dynamic))
+      return error;
+    const auto blocks = static_cast<unsigned>(work.groups.pieces(work.piece) * tiles.rows * tiles.columns);
+    kernel<<<blocks, Tuning::threads, Tuning::dynamic, stream>>>(x_map, grad_map, work, tiles.rows, tiles.columns);
+    if (const cudaError_t error = cudaGetLastError()) return error;
+  }
+  const int64_t size = int64_t(work.out) * work.taps * work.in, most = (size / 4 + 255) / 256;
+  const dim3 blocks(static_cast<unsigned>(most < 512 ? most : 512), a.groups.experts);
+  add_pieces<<<blocks, 256, 0, stream>>>(work);
+  return cudaGetLastError();
+}
+
+}  // namespace detail
+
 /// Two launches.
 inline cudaError_t conv_weight(const ConvWeight& a, cudaStream_t stream) {
-  detail::ConvWeightWork work = detail::conv_weight_work(a);
-  const ConvShape& s = a.shape;
+  const detail::ConvWeightWork work = detail::conv_weight_work(a);
   return detail::with_conv_weight_tuning(work, [&](auto tuning, const detail::ConvWeightTiles& tiles) {
-    using Tuning = decltype(tuning);
-    work.piece = tiles.piece;
-    if (work.groups.rows > 0) {
-      int upper[2];
-      for (int i = 0; i < 2; ++i) upper[i] = s.padding[i] - s.dilation[i] * (s.kernel[i] - 1);
-      const int lower[] = {-s.padding[0], -s.padding[1]};
-      CUtensorMap x_map, grad_map;
-      if (const cudaError_t error =
-              hopper::columns_map(&x_map, a.x, a.groups.rows, s.height, s.width, s.in, lower, upper, 64))
-        return error;
-      if (const cudaError_t error = hopper::tiled_map<2>(
-              &grad_map, a.grad, {uint64_t(s.out), uint64_t(work.groups.items())}, {64, 64}))
-        return error;
-      const auto kernel = detail::conv_weight<Tuning>;
-      if (const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                         cudaFuncAttributeMaxDynamicSharedMemorySize, Tuning::dynamic))
-        return error;
-      const auto blocks = static_cast<unsigned>(work.groups.pieces(work.piece) * tiles.rows * tiles.columns);
-      kernel<<<blocks, Tuning::threads, Tuning::dynamic, stream>>>(x_map, grad_map, work, tiles.rows, tiles.columns);
-      if (const cudaError_t error = cudaGetLastError()) return error;
-    }
-    const int64_t size = int64_t(work.out) * work.taps * work.in, most = (size / 4 + 255) / 256;
-    const dim3 blocks(static_cast<unsigned>(most < 512 ? most : 512), a.groups.experts);
-    detail::add_pieces<<<blocks, 256, 0, stream>>>(work);
-    return cudaGetLastError();
+    return detail::launch_conv_weight<decltype(tuning)>(a, work, tiles, stream);
   });
 }
 
