@@ -4,7 +4,7 @@
 #include <tuple>
 #include <utility>
 
-#include "moecod/kernel/conv_epilogue.cuh"
+#include "moecod/kernel/conv_gate.cuh"
 
 /// Convolution of images sorted by expert, each with its expert's weights; also the gradient of its input. A linear
 /// layer of rows sorted by expert is one of images of one position.
@@ -41,11 +41,10 @@ struct Ring {
 
 /// One thread's work: all loads of the block.
 template <class Tuning, ConvKind Kind>
-__device__ __forceinline__ void conv_load(const CUtensorMap& x_map, const CUtensorMap& weight_map,
-                                          const CUtensorMap& h_map, const ConvWork& work, const PieceTable& table, int tiles,
+__device__ __forceinline__ void conv_load(const ConvMaps& maps, const ConvWork& work, const PieceTable& table, int tiles,
                                           int rank, uint8_t* stages, uint64_t* full, uint64_t* empty) {
-  constexpr bool across = Kind == ConvKind::transposed || Kind == ConvKind::gate_backward;
-  constexpr int channels = Kind == ConvKind::gated ? Tuning::channels / 2 : Tuning::channels;
+  constexpr bool across = reads_across(Kind);
+  constexpr int channels = has_pairs(Kind) ? Tuning::channels / 2 : Tuning::channels;
   const int steps = (work.in + 63) / 64 * work.taps;
   Ring<Tuning::stages> ring;
   for (int number = blockIdx.x / 2; number < tiles; number += gridDim.x / 2) {
@@ -69,10 +68,10 @@ __device__ __forceinline__ void conv_load(const CUtensorMap& x_map, const CUtens
 #pragma unroll
       for (int i = 0; i < Tuning::rows; ++i)
         if (work.rows_alone)
-          hopper::load_box(to + i * Tuning::row_block, x_map, arrived, 64 * chunk,
+          hopper::load_box(to + i * Tuning::row_block, maps.x, arrived, 64 * chunk,
                            static_cast<int>(tile.piece.begin) + 128 * i);
         else
-          hopper::load_columns(to + i * Tuning::row_block, x_map, arrived, 64 * chunk, w[i], h[i], n[i], right, down);
+          hopper::load_columns(to + i * Tuning::row_block, maps.x, arrived, 64 * chunk, w[i], h[i], n[i], right, down);
       to += Tuning::rows * Tuning::row_block;
       // Halves of the weights' tile: of its columns, or, where they are read across, of its blocks of 64.
       const auto load_half = [&](int half, auto&& load) {
@@ -84,15 +83,15 @@ __device__ __forceinline__ void conv_load(const CUtensorMap& x_map, const CUtens
         } else {
           constexpr int columns = 32 * Tuning::columns;
           // Gates come first and then what they gate, the same columns of both.
-          const int channel = tile.channel + half * (Kind == ConvKind::gated ? work.out : columns);
+          const int channel = tile.channel + half * (has_pairs(Kind) ? work.out : columns);
           load(to + half * columns * 128, 64 * chunk, tap, channel);
         }
       };
       const auto for_both = [&](void* at, int x0, int x1, int x2) {
-        hopper::load_box_for_both(at, weight_map, arrived, x0, x1, x2, tile.piece.expert);
+        hopper::load_box_for_both(at, maps.weight, arrived, x0, x1, x2, tile.piece.expert);
       };
       const auto for_this = [&](void* at, int x0, int x1, int x2) {
-        hopper::load_box(at, weight_map, arrived, x0, x1, x2, tile.piece.expert);
+        hopper::load_box(at, maps.weight, arrived, x0, x1, x2, tile.piece.expert);
       };
       if (tile.shared) {
         load_half(rank, for_both);
@@ -101,12 +100,12 @@ __device__ __forceinline__ void conv_load(const CUtensorMap& x_map, const CUtens
         load_half(1, for_this);
       }
       if constexpr (Kind == ConvKind::gate_backward) {
-        // Its epilogue reads h. A few boxes a step, which would else stand before the loads.
-        constexpr int boxes = 2 * Tuning::rows * Tuning::columns;
+        // Asks for h ahead of gate_move, whose stage is busy; a few boxes a step, which would else stand before the loads.
+        constexpr int boxes = 4 * Tuning::columns;
         const int each = (boxes + steps - 1) / steps;
         for (int box = each * step; box < min(each * (step + 1), boxes); ++box)
-          hopper::prefetch_box(h_map, tile.channel + box / 2 % Tuning::columns * 64 + box % 2 * work.out,
-                               static_cast<int>(tile.piece.begin) + box / 2 / Tuning::columns * 128);
+          hopper::prefetch_box(maps.h, tile.channel + box / 4 * 64, box / 2 % 2,
+                               static_cast<int>(tile.piece.begin) + box % 2 * 64);
       }
       right += work.right;
       if (++tap == work.taps) {
@@ -122,18 +121,25 @@ __device__ __forceinline__ void conv_load(const CUtensorMap& x_map, const CUtens
 }
 #endif
 
+/// Shared memory of the epilogue.
+template <class Tuning, ConvKind Kind>
+__host__ __device__ constexpr uint32_t epilogue_bytes(bool moments) {
+  if constexpr (is_gate(Kind)) return GateStage<Tuning, Kind>::bytes;
+  return moments ? Tuning::scratch : 0;
+}
+
 template <class Tuning, ConvKind Kind>
 __global__ void __launch_bounds__(Tuning::threads, Tuning::blocks)
-    conv(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap weight_map,
-         const __grid_constant__ CUtensorMap h_map, const ConvWork work) {
+    conv(const __grid_constant__ ConvMaps maps, const ConvWork work) {
 #if MOECOD_HOPPER_CODE
-  constexpr bool across = Kind == ConvKind::transposed || Kind == ConvKind::gate_backward;
-  constexpr int channels = Kind == ConvKind::gated ? Tuning::channels / 2 : Tuning::channels;  // of y
+  constexpr bool across = reads_across(Kind);
+  constexpr int channels = has_pairs(Kind) ? Tuning::channels / 2 : Tuning::channels;  // of y
   extern __shared__ uint8_t raw[];
   __shared__ uint64_t full[Tuning::stages], empty[Tuning::stages];
+  [[maybe_unused]] __shared__ GateBarriers gate;
   uint8_t* stages = raw + (Tuning::aligned - hopper::shared_address(raw) % Tuning::aligned) % Tuning::aligned;
-  auto* scratch = reinterpret_cast<float*>(stages + Tuning::stages * Tuning::stage);
-  const PieceTable table{reinterpret_cast<int32_t*>(scratch) + (work.moments ? Tuning::scratch / 4 : 0), work.groups,
+  uint8_t* rest = stages + Tuning::stages * Tuning::stage;  // what the epilogue needs, and the table
+  const PieceTable table{reinterpret_cast<int32_t*>(rest + epilogue_bytes<Tuning, Kind>(work.moments)), work.groups,
                          Tuning::positions};
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rank = hopper::cluster_rank();
   if (warp == 0) table.fill();
@@ -141,6 +147,10 @@ __global__ void __launch_bounds__(Tuning::threads, Tuning::blocks)
     for (int i = 0; i < Tuning::stages; ++i) {
       hopper::barrier_init(&full[i], 1);
       hopper::barrier_init(&empty[i], 2 * Tuning::workers / 32);
+    }
+    if constexpr (is_gate(Kind)) {
+      hopper::barrier_init(&gate.ready, 1);
+      hopper::barrier_init(&gate.staged, Tuning::workers / 32);
     }
     hopper::barrier_init_done();
   }
@@ -150,7 +160,10 @@ __global__ void __launch_bounds__(Tuning::threads, Tuning::blocks)
   if (warp >= Tuning::workers / 32) {
     if constexpr (Tuning::blocks == 1) hopper::fewer_registers<40>();
     if (warp == Tuning::workers / 32 && lane == 0)
-      conv_load<Tuning, Kind>(x_map, weight_map, h_map, work, table, tiles, rank, stages, full, empty);
+      conv_load<Tuning, Kind>(maps, work, table, tiles, rank, stages, full, empty);
+    if constexpr (is_gate(Kind))
+      if (warp == Tuning::workers / 32 + 1 && lane == 0)
+        gate_move<Tuning, Kind>(maps, work, table, tiles, rank, rest, gate);
   } else {
     if constexpr (Tuning::blocks == 1) hopper::more_registers<232>();
     const int warpgroup = warp / 4, steps = (work.in + 63) / 64 * work.taps;
@@ -160,6 +173,7 @@ __global__ void __launch_bounds__(Tuning::threads, Tuning::blocks)
     };
     float sums[Tuning::rows][32 * Tuning::columns] = {};
     Ring<Tuning::stages> ring;
+    [[maybe_unused]] uint32_t turn = 0;
     for (int number = blockIdx.x / 2; number < tiles; number += gridDim.x / 2) {
 #pragma unroll
       for (int i = 0; i < Tuning::rows; ++i) hopper::settle(sums[i]);
@@ -191,7 +205,10 @@ __global__ void __launch_bounds__(Tuning::threads, Tuning::blocks)
 #pragma unroll
       for (int i = 0; i < Tuning::rows; ++i) hopper::settle(sums[i]);
       release(before);
-      conv_finish<Tuning, Kind>(work, tile, sums, scratch);
+      if constexpr (is_gate(Kind))
+        gate_finish<Tuning, Kind>(work, tile, sums, rest, gate, turn++ & 1);
+      else
+        conv_finish<Tuning, Kind>(work, tile, sums, reinterpret_cast<float*>(rest));
     }
   }
   __syncwarp();
@@ -239,18 +256,16 @@ cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
   work.groups = a.groups;
   work.groups.each = conv_positions(a);
   work.in = a.transposed ? s.out : s.in;
-  work.out = a.transposed ? s.in : Kind == ConvKind::gated ? s.out / 2 : s.out;
+  work.out = a.transposed ? s.in : has_pairs(Kind) ? s.out / 2 : s.out;
   work.taps = s.taps();
   work.taps_right = s.kernel[1];
   work.right = s.dilation[1];
   work.down = s.dilation[0];
   work.out_width = a.transposed ? s.width : s.out_width();
   work.rows_alone = s.taps() == 1;
-  work.y = static_cast<__nv_bfloat16*>(a.y);
+  work.y = static_cast<__nv_bfloat16*>(Kind == ConvKind::gate_backward ? a.a : a.y);
+  work.h = static_cast<__nv_bfloat16*>(Kind == ConvKind::gate_backward ? a.y : a.h);
   work.moments = a.moments;
-  if (Kind == ConvKind::gated) work.kept = static_cast<__nv_bfloat16*>(a.h);
-  work.h = static_cast<const __nv_bfloat16*>(a.h);
-  work.a = static_cast<__nv_bfloat16*>(a.a);
   int lower[2], upper[2];
   for (int i = 0; i < 2; ++i) {
     const int reach = s.dilation[i] * (s.kernel[i] - 1), padding = a.transposed ? reach - s.padding[i] : s.padding[i];
@@ -259,30 +274,35 @@ cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
   }
   work.low_down = lower[0];
   work.low_right = lower[1];
-  CUtensorMap x_map, weight_map;
+  ConvMaps maps;
   if (const cudaError_t error =
           work.rows_alone
-              ? hopper::tiled_map<2>(&x_map, a.x, {uint64_t(work.in), uint64_t(work.groups.items())}, {64, 128})
-              : hopper::columns_map(&x_map, a.x, a.groups.rows, a.transposed ? s.out_height() : s.height,
+              ? hopper::tiled_map<2>(&maps.x, a.x, {uint64_t(work.in), uint64_t(work.groups.items())}, {64, 128})
+              : hopper::columns_map(&maps.x, a.x, a.groups.rows, a.transposed ? s.out_height() : s.height,
                                     a.transposed ? s.out_width() : s.width, work.in, lower, upper, 128))
     return error;
   if (const cudaError_t error = hopper::tiled_map<4>(
-          &weight_map, a.weight,
+          &maps.weight, a.weight,
           {uint64_t(s.in), uint64_t(s.taps()), uint64_t(s.out), uint64_t(a.groups.experts)}, {64, 1, a.transposed ? 64u : 32u * Tuning::columns, 1}))
     return error;
-  CUtensorMap h_map = x_map;
-  if (Kind == ConvKind::gate_backward)
-    if (const cudaError_t error = hopper::tiled_map<2>(
-            &h_map, a.h, {2 * uint64_t(work.out), uint64_t(work.groups.items())}, {64, 128}))
-      return error;
+  if constexpr (is_gate(Kind)) {
+    const auto matrix = [&](CUtensorMap* map, const void* data, uint64_t parts) {
+      return hopper::tiled_map<3>(map, data, {uint64_t(work.out), parts, uint64_t(work.groups.items())}, {64, 1, 64});
+    };
+    if (const cudaError_t error = matrix(&maps.a, work.y, 1)) return error;
+    if (Kind != ConvKind::gated)
+      if (const cudaError_t error = matrix(&maps.d_h, work.h, 2)) return error;
+    if (Kind == ConvKind::gate_backward)
+      if (const cudaError_t error = matrix(&maps.h, a.h, 2)) return error;
+  }
   int processors = 0;
   if (const cudaError_t error = multiprocessors(&processors)) return error;
   const auto kernel = conv<Tuning, Kind>;
-  const uint32_t dynamic = Tuning::dynamic(a.groups.experts, a.moments);
+  const uint32_t dynamic = Tuning::dynamic(a.groups.experts, epilogue_bytes<Tuning, Kind>(a.moments));
   if (const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                      cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic))
     return error;
-  const int channels = Kind == ConvKind::gated ? Tuning::channels / 2 : Tuning::channels;
+  const int channels = has_pairs(Kind) ? Tuning::channels / 2 : Tuning::channels;
   work.column_tiles = (work.out + channels - 1) / channels;
   const int64_t pairs = (work.groups.pieces(Tuning::positions) + 1) / 2;
   cudaLaunchAttribute cluster{.id = cudaLaunchAttributeClusterDimension, .val = {.clusterDim = {2, 1, 1}}};
@@ -293,7 +313,7 @@ cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, x_map, weight_map, h_map, work);
+  return cudaLaunchKernelEx(&config, kernel, maps, work);
 }
 
 }  // namespace detail
@@ -316,9 +336,10 @@ inline int conv_piece(const Groups& groups, int channels) {
 /// One launch.
 inline cudaError_t conv(const Conv& a, cudaStream_t stream) {
   if (a.groups.rows == 0) return cudaSuccess;
-  if (a.gated && a.transposed)
-    return detail::launch_conv<detail::ConvTuning<1, 4, 4, 1>, detail::ConvKind::gate_backward>(a, stream);
-  if (a.gated) return detail::launch_conv<detail::ConvTuning<1, 4, 4, 1>, detail::ConvKind::gated>(a, stream);
+  using detail::ConvKind, detail::ConvTuning, detail::launch_conv;
+  if (a.gated && a.transposed) return launch_conv<ConvTuning<1, 2, 4, 1>, ConvKind::gate_backward>(a, stream);
+  if (a.gated && a.h) return launch_conv<ConvTuning<1, 2, 5, 1>, ConvKind::gated_kept>(a, stream);
+  if (a.gated) return launch_conv<ConvTuning<1, 4, 4, 1>, ConvKind::gated>(a, stream);
   Groups out = a.groups;
   out.each = detail::conv_positions(a);
   return detail::with_conv_tuning(out, a.transposed ? a.shape.in : a.shape.out, [&](auto tuning) {

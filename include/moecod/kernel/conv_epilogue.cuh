@@ -1,5 +1,4 @@
 #pragma once
-#include "moecod/kernel/activation.cuh"
 #include "moecod/kernel/conv_tile.cuh"
 
 /// What becomes of a tile's sums, from the registers in which products of warpgroups leave them: lane l of a warp holds
@@ -110,88 +109,13 @@ __device__ __forceinline__ void conv_moments(const ConvWork& work, const ConvTil
   hopper::named_barrier(1, Tuning::workers);  // the next tile may write base and part
 }
 
-/// Eight of each: from d the gradient of a = silu(g) u, and g and u, to those of g and u, and a.
-__device__ __forceinline__ void gate_backward(uint4 d, uint4& g, uint4& u, uint4& a) {
-  const auto two = [](uint32_t d, uint32_t& g, uint32_t& u, uint32_t& a) {
-    const float2 ds = unpack(d), gs = unpack(g), us = unpack(u);
-    float2 as, d_g, d_u;
-    SwiGlu::backward(ds.x, gs.x, us.x, as.x, d_g.x, d_u.x);
-    SwiGlu::backward(ds.y, gs.y, us.y, as.y, d_g.y, d_u.y);
-    g = pack(d_g.x, d_g.y);
-    u = pack(d_u.x, d_u.y);
-    a = pack(as.x, as.y);
-  };
-  two(d.x, g.x, u.x, a.x);
-  two(d.y, g.y, u.y, a.y);
-  two(d.z, g.z, u.z, a.z);
-  two(d.w, g.w, u.w, a.w);
-}
-
-/// The backward pass of the gate: sums are the gradient of a = silu(g) u, [g, u] = h; writes that of h, and a. Loads of
-/// four vectors run at once, and find them in L2, where the loading thread has asked for them.
-template <class Tuning>
-__device__ __forceinline__ void store_gate_backward(const ConvWork& work, const ConvTile& tile,
-                                                    const float (&sums)[Tuning::rows][32 * Tuning::columns]) {
-  constexpr int at_once = Tuning::blocks == 1 ? 4 : 2;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int rows = tile.rows(), n = work.out;
-#pragma unroll
-  for (int i = 0; i < Tuning::rows; ++i)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = 64 * (warp / 4 * Tuning::rows + i) + 16 * (warp % 4) + 8 * half + lane / 4;
-      const int64_t at = (tile.piece.begin + row) * n, at_h = 2 * at;
-#pragma unroll
-      for (int first = 0; first < Tuning::channels / 8; first += 4 * at_once) {
-        uint4 g[at_once], u[at_once];
-        const auto column = [&](int v) { return tile.channel + 8 * (first + 4 * v + lane % 4); };
-#pragma unroll
-        for (int v = 0; v < at_once; ++v)
-          if (row < rows && column(v) < n) {
-            g[v] = __ldcs(reinterpret_cast<const uint4*>(work.h + at_h + column(v)));
-            u[v] = __ldcs(reinterpret_cast<const uint4*>(work.h + at_h + n + column(v)));
-          }
-#pragma unroll
-        for (int v = 0; v < at_once; ++v) {
-          const auto part = [&](int j) {
-            const int k = 4 * (first + 4 * v + j) + 2 * half;
-            return pack(sums[i][k], sums[i][k + 1]);
-          };
-          const uint4 d = vector_of_four(part(0), part(1), part(2), part(3));
-          if (row < rows && column(v) < n) {
-            uint4 a;
-            gate_backward(d, g[v], u[v], a);
-            *reinterpret_cast<uint4*>(work.y + at_h + column(v)) = g[v];
-            *reinterpret_cast<uint4*>(work.y + at_h + n + column(v)) = u[v];
-            *reinterpret_cast<uint4*>(work.a + at + column(v)) = a;
-          }
-        }
-      }
-    }
-}
-
 template <class Tuning, ConvKind Kind>
 __device__ __forceinline__ void conv_finish(const ConvWork& work, const ConvTile& tile,
                                             const float (&sums)[Tuning::rows][32 * Tuning::columns], float* scratch) {
-  const auto plain = [&](int i, int k) { return sums[i][k]; };
-  if constexpr (Kind == ConvKind::gated) {
-    constexpr int half = 16 * Tuning::columns;
-    const auto gated = [&](int i, int k) { return SwiGlu::forward(sums[i][k], sums[i][half + k]); };
-    store_tile<Tuning, Tuning::channels / 2>(work.y, work.out, work.out, tile, gated);
-    if (work.kept) {
-      store_tile<Tuning, Tuning::channels / 2>(work.kept, 2 * work.out, work.out, tile, plain);
-      store_tile<Tuning, Tuning::channels / 2>(work.kept + work.out, 2 * work.out, work.out, tile,
-                                               [&](int i, int k) { return sums[i][half + k]; });
-    }
-  } else if constexpr (Kind == ConvKind::gate_backward) {
-    store_gate_backward<Tuning>(work, tile, sums);
-  } else {
-    store_tile<Tuning, Tuning::channels>(work.y, work.out, work.out, tile, plain);
-    if constexpr (Kind == ConvKind::plain)
-      if (work.moments)
-        conv_moments<Tuning>(work, tile, sums, scratch,
-                             reinterpret_cast<float2*>(scratch + Tuning::channels));
-  }
+  store_tile<Tuning, Tuning::channels>(work.y, work.out, work.out, tile, [&](int i, int k) { return sums[i][k]; });
+  if constexpr (Kind == ConvKind::plain)
+    if (work.moments)
+      conv_moments<Tuning>(work, tile, sums, scratch, reinterpret_cast<float2*>(scratch + Tuning::channels));
 }
 
 #endif

@@ -5,9 +5,18 @@
 /// The tiles of a grouped convolution: their sizes, their order, and which experts they belong to.
 namespace moecod::kernel::detail {
 
-/// What the weights' columns become: themselves; the same with the weights' tiles read across; with columns in pairs,
-/// silu(first) * second; or the second through the gate's backward pass.
-enum class ConvKind { plain, transposed, gated, gate_backward };
+/// What becomes of the sums: y; the same with the weights' tiles read across; with columns in pairs, silu(first) * second,
+/// or both of these; or the second through the gate's backward pass.
+enum class ConvKind { plain, transposed, gated, gated_kept, gate_backward };
+
+MOECOD_HOST_DEVICE constexpr bool reads_across(ConvKind kind) { return kind == ConvKind::transposed || kind == ConvKind::gate_backward; }
+MOECOD_HOST_DEVICE constexpr bool has_pairs(ConvKind kind) { return kind == ConvKind::gated || kind == ConvKind::gated_kept; }
+
+struct ConvMaps {
+  CUtensorMap x, weight;
+  CUtensorMap h;       // gate_backward: read
+  CUtensorMap d_h, a;  // of kinds with a gate: written; gated_kept: h is in the place of d_h
+};
 
 /// The tile of a block: 128 `Rows` positions, 64 `Columns` channels, how many steps are in flight, and how many blocks a
 /// multiprocessor holds.
@@ -22,9 +31,7 @@ struct ConvTuning {
   static constexpr uint32_t stage = rows * row_block + columns * column_block;
   static constexpr uint32_t scratch = channels * 4 + workers / 32 * channels * 8;  // of the moments
   static constexpr uint32_t aligned = 1024;
-  static uint32_t dynamic(int experts, bool moments) {
-    return aligned + stages * stage + (moments ? scratch : 0) + (experts + 1) * 4;
-  }
+  static uint32_t dynamic(int experts, uint32_t epilogue) { return aligned + stages * stage + epilogue + (experts + 1) * 4; }
 };
 
 /// What a block needs to know beside the maps.
@@ -36,10 +43,8 @@ struct ConvWork {
   int low_right, low_down;            // where the first tap of the first position lies
   int out_width;
   bool rows_alone;  // positions are rows of a matrix, and x's map is one
-  __nv_bfloat16* y;
-  __nv_bfloat16* kept;     // gated: what the gate takes, or null
-  const __nv_bfloat16* h;  // gate_backward
-  __nv_bfloat16* a;        // gate_backward
+  __nv_bfloat16* y;  // with a gate: a
+  __nv_bfloat16* h;  // gated_kept: h; gate_backward: d_h
   float* moments;
 };
 

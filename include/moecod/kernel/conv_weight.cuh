@@ -1,5 +1,8 @@
 #pragma once
-#include "moecod/kernel/conv.cuh"
+#include <algorithm>
+
+#include "moecod/kernel/hopper.cuh"
+#include "moecod/kernel/piece_table.cuh"
 
 /// The gradient of a grouped convolution's weights.
 ///
@@ -26,7 +29,7 @@ struct ConvWeightTuning {
   static constexpr uint32_t block = 64 * 128;  // bytes of 64 positions, 64 channels
   static constexpr uint32_t stage = (grad_blocks + x_blocks) * block;
   static constexpr int in_flight = stage * stages > 229376 ? 2 : stages;
-  static constexpr uint32_t dynamic = in_flight * stage + 1024;
+  static uint32_t dynamic(int experts) { return in_flight * stage + 1024 + (experts + 1) * 4; }
 };
 
 struct ConvWeightWork {
@@ -36,7 +39,7 @@ struct ConvWeightWork {
   int low_right, low_down;
   int out_width;
   bool rows_alone;  // positions are rows of a matrix, and x's map is one
-  int64_t piece;  // positions a piece, a multiple of 64
+  int piece;  // positions a piece, a multiple of 64
   __nv_bfloat16* d_weight;
   float* partial;
   __host__ __device__ int in_blocks() const { return (in + 63) / 64; }
@@ -101,14 +104,14 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
 #if MOECOD_HOPPER_CODE
   extern __shared__ uint8_t raw[];
   __shared__ uint64_t full[Tuning::in_flight], empty[Tuning::in_flight];
-  __shared__ Piece piece;
   uint8_t* tiles = raw + (1024 - hopper::shared_address(raw) % 1024) % 1024;
   const int column_tile = static_cast<int>(blockIdx.x % column_tiles), rest = blockIdx.x / column_tiles;
   const int channel = rest % row_tiles * 64 * Tuning::grad_blocks, first_block = column_tile * Tuning::x_blocks;
-  const int64_t index = rest / row_tiles;
+  const int index = rest / row_tiles;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (threadIdx.x == 0) {
-    piece = find_piece(work.groups.offsets, work.groups.experts, work.groups.each, work.piece, index);
+  const PieceTable table{reinterpret_cast<int32_t*>(tiles + Tuning::in_flight * Tuning::stage), work.groups, work.piece};
+  if (warp == 0) table.fill();
+  if (threadIdx.x == 32) {
     for (int i = 0; i < Tuning::in_flight; ++i) {
       hopper::barrier_init(&full[i], 1);
       hopper::barrier_init(&empty[i], Tuning::workers / 32);
@@ -116,7 +119,8 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
     hopper::barrier_init_done();
   }
   __syncthreads();
-  if (piece.expert < 0) return;
+  if (index >= table.pieces()) return;
+  const Piece piece = table.find(index);
   if (warp >= Tuning::workers / 32) {
     hopper::fewer_registers<40>();
     if (warp == Tuning::workers / 32 && lane == 0)
@@ -184,9 +188,11 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
 
 /// Adds the sums of an expert's pieces; writes zeros where it has none, nothing where it has one.
 static __global__ void __launch_bounds__(256) add_pieces(const ConvWeightWork work) {
-  __shared__ Piece piece;
-  if (threadIdx.x == 0) piece = pieces_of(work.groups.offsets, blockIdx.y, work.groups.each, work.piece);
+  extern __shared__ int32_t first[];
+  const PieceTable table{first, work.groups, work.piece};
+  if (threadIdx.x < 32) table.fill();
   __syncthreads();
+  const Piece piece = table.of(blockIdx.y);
   if (piece.count == 1) return;
   const int64_t size = int64_t(work.out) * work.taps * work.in, vectors = size / 4;
   for (int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x; i < vectors; i += int64_t(gridDim.x) * 256) {
@@ -226,7 +232,7 @@ inline ConvWeightWork conv_weight_work(const ConvWeight& a) {
 
 struct ConvWeightTiles {
   int rows, columns;
-  int64_t piece;  // positions a piece
+  int piece;  // positions a piece
 };
 
 /// The tiles of all weights, and pieces such that there are `turns` tiles for each multiprocessor.
@@ -238,7 +244,7 @@ ConvWeightTiles conv_weight_tiles(const ConvWeightWork& work, int processors, in
   const int64_t all = int64_t(tiles.rows) * tiles.columns;
   const int64_t wanted = all < turns * processors ? turns * processors / all : 1;
   const int64_t size = (work.groups.items() + wanted - 1) / wanted;
-  tiles.piece = ((size < 1024 ? 1024 : size) + 63) / 64 * 64;
+  tiles.piece = static_cast<int>(((size < 1024 ? 1024 : size) + 63) / 64 * 64);
   return tiles;
 }
 
@@ -295,16 +301,17 @@ cudaError_t launch_conv_weight(const ConvWeight& a, ConvWeightWork work, const C
             &grad_map, a.grad, {uint64_t(s.out), uint64_t(work.groups.items())}, {64, 64}))
       return error;
     const auto kernel = conv_weight<Tuning>;
+    const uint32_t dynamic = Tuning::dynamic(a.groups.experts);
     if (const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                       cudaFuncAttributeMaxDynamicSharedMemorySize, Tuning::dynamic))
+                                                       cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic))
       return error;
     const auto blocks = static_cast<unsigned>(work.groups.pieces(work.piece) * tiles.rows * tiles.columns);
-    kernel<<<blocks, Tuning::threads, Tuning::dynamic, stream>>>(x_map, grad_map, work, tiles.rows, tiles.columns);
+    kernel<<<blocks, Tuning::threads, dynamic, stream>>>(x_map, grad_map, work, tiles.rows, tiles.columns);
     if (const cudaError_t error = cudaGetLastError()) return error;
   }
-  const int64_t size = int64_t(work.out) * work.taps * work.in, most = (size / 4 + 255) / 256;
-  const dim3 blocks(static_cast<unsigned>(most < 512 ? most : 512), a.groups.experts);
-  add_pieces<<<blocks, 256, 0, stream>>>(work);
+  const int64_t size = int64_t(work.out) * work.taps * work.in;
+  const auto each = static_cast<unsigned>(std::min<int64_t>((size / 4 + 255) / 256, 1 + 2048 / a.groups.experts));
+  add_pieces<<<dim3(each, a.groups.experts), 256, (a.groups.experts + 1) * 4, stream>>>(work);
   return cudaGetLastError();
 }
 

@@ -177,6 +177,13 @@ __device__ __forceinline__ void load_box(void* to, const CUtensorMap& map, uint6
       "l"(&map), "r"(shared_address(barrier)), "r"(x0), "r"(x1), "r"(x2), "r"(x3)
       : "memory");
 }
+__device__ __forceinline__ void load_box(void* to, const CUtensorMap& map, uint64_t* barrier, int x0, int x1, int x2) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(
+          shared_address(to)),
+      "l"(&map), "r"(shared_address(barrier)), "r"(x0), "r"(x1), "r"(x2)
+      : "memory");
+}
 /// The same to both blocks of a cluster: to the same place, and counted by the barrier there.
 __device__ __forceinline__ void load_box_for_both(void* to, const CUtensorMap& map, uint64_t* barrier, int x0, int x1,
                                                   int x2, int x3) {
@@ -187,9 +194,20 @@ __device__ __forceinline__ void load_box_for_both(void* to, const CUtensorMap& m
       : "memory");
 }
 /// Brings a box to L2 alone.
-__device__ __forceinline__ void prefetch_box(const CUtensorMap& map, int x0, int x1) {
-  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(&map), "r"(x0), "r"(x1)
+__device__ __forceinline__ void prefetch_box(const CUtensorMap& map, int x0, int x1, int x2) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(&map), "r"(x0), "r"(x1),
+               "r"(x2)
                : "memory");
+}
+/// The other way; what lies outside of the tensor is not written.
+__device__ __forceinline__ void store_box(const CUtensorMap& map, const void* from, int x0, int x1, int x2) {
+  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(&map),
+               "r"(shared_address(from)), "r"(x0), "r"(x1), "r"(x2)
+               : "memory");
+}
+/// Waits until this thread's stores have read what they store.
+__device__ __forceinline__ void stores_read() {
+  asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
 }
 /// Consecutive positions from (h, w) of image n, at the tap that lies (down, right) of the first.
 __device__ __forceinline__ void load_columns(void* to, const CUtensorMap& map, uint64_t* barrier, int channel, int w,

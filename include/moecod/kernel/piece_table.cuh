@@ -31,6 +31,15 @@ struct PieceTable {
     if (lane == 0) first[0] = 0;
   }
 
+  /// The pieces of an expert: their first and their number.
+  __device__ Piece of(int expert) const {
+    Piece piece;
+    piece.expert = expert;
+    piece.first = first[expert];
+    piece.count = first[expert + 1] - first[expert];
+    return piece;
+  }
+
   /// The piece of that number, of those that there are.
   __device__ Piece find(int index) const {
     int low = 0, high = groups.experts;  // first[low] <= index < first[high]
@@ -38,10 +47,7 @@ struct PieceTable {
       const int middle = (low + high) / 2;
       (first[middle] <= index ? low : high) = middle;
     }
-    Piece piece;
-    piece.expert = low;
-    piece.first = first[low];
-    piece.count = first[low + 1] - first[low];
+    Piece piece = of(low);
     piece.begin = groups.each * groups.offsets[low] + (index - piece.first) * size;
     piece.end = min(piece.begin + size, groups.each * groups.offsets[low + 1]);
     return piece;
