@@ -21,7 +21,7 @@ enum class Gate : int { softmax_top_k, top_k_softmax, sigmoid };
 /// Element types of rows; arithmetic is in float32.
 enum class Type : int { float32, bfloat16, float16 };
 
-inline constexpr int max_experts = 256;  ///< that select and plan take
+inline constexpr int max_experts = 256;  ///< that select, plan and conv take
 inline constexpr int max_per_row = 8;    ///< that select takes
 
 struct SelectForward {

@@ -12,11 +12,10 @@
 /// An implicit matrix product, y [positions, out] = x [positions, taps x in] * weight^T, for compute capability 9.0. A
 /// block computes tiles of consecutive positions of one expert (they may go over the images' ends) and 64 `Columns`
 /// channels, one after the other. One thread has TMA bring, for each tap and 64 channels in, the positions moved by the
-/// tap (im2col mode: what lies outside of an image is zero) and the expert's weights, without a pause between tiles; two
-/// warpgroups multiply, and finish a tile from their registers while the loads of the next arrive. Two blocks form a
-/// cluster with the same channels; where their pieces are of one expert, each loads half of the weights for both, since
-/// bytes from L2 bound the product. The gradient of the input is the same with the taps in the opposite order and the
-/// weights' tiles read across.
+/// tap (im2col mode: what lies outside of an image is zero) and the expert's weights, without a pause between tiles;
+/// two warpgroups multiply, and finish a tile from their registers while the loads of the next arrive. Two blocks form
+/// a cluster with the same channels; where their pieces are of one expert, each loads half of the weights for both. The
+/// gradient of the input is the same with the taps in the opposite order and the weights' tiles read across.
 ///
 /// The epilogue rounds to bfloat16 and takes mean and squares of each channel over the tile, which batch normalisation
 /// would else read it again for.
@@ -41,8 +40,8 @@ struct Ring {
 
 /// One thread's work: all loads of the block.
 template <class Tuning, ConvKind Kind>
-__device__ __forceinline__ void conv_load(const ConvMaps& maps, const ConvWork& work, const PieceTable& table, int tiles,
-                                          int rank, uint8_t* stages, uint64_t* full, uint64_t* empty) {
+__device__ __forceinline__ void conv_load(const ConvMaps& maps, const ConvWork& work, const PieceTable& table,
+                                          int tiles, int rank, uint8_t* stages, uint64_t* full, uint64_t* empty) {
   constexpr bool across = reads_across(Kind);
   constexpr int channels = has_pairs(Kind) ? Tuning::channels / 2 : Tuning::channels;
   const int steps = (work.in + 63) / 64 * work.taps;
@@ -100,7 +99,7 @@ __device__ __forceinline__ void conv_load(const ConvMaps& maps, const ConvWork& 
         load_half(1, for_this);
       }
       if constexpr (Kind == ConvKind::gate_backward) {
-        // Asks for h ahead of gate_move, whose stage is busy; a few boxes a step, which would else stand before the loads.
+        // Asks for h ahead of gate_move, whose stage is busy; a few boxes a step, so that the loads do not wait for it.
         constexpr int boxes = 4 * Tuning::columns;
         const int each = (boxes + steps - 1) / steps;
         for (int box = each * step; box < min(each * (step + 1), boxes); ++box)
@@ -125,11 +124,11 @@ __device__ __forceinline__ void conv_load(const ConvMaps& maps, const ConvWork& 
 template <class Tuning, ConvKind Kind>
 __host__ __device__ constexpr uint32_t epilogue_bytes(bool moments) {
   if constexpr (is_gate(Kind)) return GateStage<Tuning, Kind>::bytes;
-  return moments ? Tuning::scratch : 0;
+  return moments ? MomentStage<Tuning>::bytes : 0;
 }
 
 template <class Tuning, ConvKind Kind>
-__global__ void __launch_bounds__(Tuning::threads, Tuning::blocks)
+__global__ void __launch_bounds__(Tuning::threads, 1)
     conv(const __grid_constant__ ConvMaps maps, const ConvWork work) {
 #if MOECOD_HOPPER_CODE
   constexpr bool across = reads_across(Kind);
@@ -149,8 +148,10 @@ __global__ void __launch_bounds__(Tuning::threads, Tuning::blocks)
       hopper::barrier_init(&empty[i], 2 * Tuning::workers / 32);
     }
     if constexpr (is_gate(Kind)) {
-      hopper::barrier_init(&gate.ready, 1);
-      hopper::barrier_init(&gate.staged, Tuning::workers / 32);
+      for (int i = 0; i < 4; ++i) {
+        hopper::barrier_init(&gate.ready[i], 1);
+        hopper::barrier_init(&gate.staged[i], Tuning::workers / 32);
+      }
     }
     hopper::barrier_init_done();
   }
@@ -158,14 +159,14 @@ __global__ void __launch_bounds__(Tuning::threads, Tuning::blocks)
   hopper::cluster_barrier();
   const int tiles = (table.pieces() + 1) / 2 * work.column_tiles;
   if (warp >= Tuning::workers / 32) {
-    if constexpr (Tuning::blocks == 1) hopper::fewer_registers<40>();
+    hopper::fewer_registers<40>();
     if (warp == Tuning::workers / 32 && lane == 0)
       conv_load<Tuning, Kind>(maps, work, table, tiles, rank, stages, full, empty);
     if constexpr (is_gate(Kind))
       if (warp == Tuning::workers / 32 + 1 && lane == 0)
         gate_move<Tuning, Kind>(maps, work, table, tiles, rank, rest, gate);
   } else {
-    if constexpr (Tuning::blocks == 1) hopper::more_registers<232>();
+    hopper::more_registers<232>();
     const int warpgroup = warp / 4, steps = (work.in + 63) / 64 * work.taps;
     // A stage is free once the workers of both blocks have read it, since either block's loads may write both.
     const auto release = [&](int stage) {
@@ -208,7 +209,7 @@ __global__ void __launch_bounds__(Tuning::threads, Tuning::blocks)
       if constexpr (is_gate(Kind))
         gate_finish<Tuning, Kind>(work, tile, sums, rest, gate, turn++ & 1);
       else
-        conv_finish<Tuning, Kind>(work, tile, sums, reinterpret_cast<float*>(rest));
+        conv_finish<Tuning, Kind>(work, tile, sums, rest);
     }
   }
   __syncwarp();
@@ -216,20 +217,22 @@ __global__ void __launch_bounds__(Tuning::threads, Tuning::blocks)
 #endif
 }
 
-/// What a tile costs a convolution: turns of the device, times the bytes a step brings, which bound it (from L2).
+/// What a tile costs a convolution: turns of the device, times the cycles of a step: of its products, or of its bytes,
+/// of which 32 a cycle come from L2.
 template <class Tuning>
 int64_t conv_cost(const Groups& groups, int channels, int processors) {
-  const int64_t tiles = (groups.pieces(Tuning::positions) + 1) / 2 * ((channels + Tuning::channels - 1) / Tuning::channels);
-  const int64_t at_once = int64_t(processors) * Tuning::blocks / 2;
-  return (tiles + at_once - 1) / at_once * Tuning::blocks *
-         (Tuning::rows * Tuning::row_block + Tuning::columns * Tuning::column_block / 2);
+  const int64_t pairs = (groups.pieces(Tuning::positions) + 1) / 2, at_once = processors / 2;
+  const int64_t tiles = pairs * ((channels + Tuning::channels - 1) / Tuning::channels);
+  const int64_t bytes = Tuning::rows * Tuning::row_block + Tuning::columns * Tuning::column_block / 2;
+  return (tiles + at_once - 1) / at_once *
+         std::max<int64_t>(bytes / 32, 256 * Tuning::rows * Tuning::columns);
 }
 
 /// Calls f with the tile for a convolution to so many channels, the cheapest of four.
 template <class F>
 auto with_conv_tuning(const Groups& groups, int channels, F&& f) {
   using Tunings =
-      std::tuple<ConvTuning<2, 1, 2, 2>, ConvTuning<2, 2, 4, 1>, ConvTuning<1, 4, 4, 1>, ConvTuning<1, 5, 3, 1>>;
+      std::tuple<ConvTuning<2, 1, 5>, ConvTuning<2, 2, 4>, ConvTuning<1, 4, 4>, ConvTuning<1, 5, 3>>;
   int processors = 0;
   if (multiprocessors(&processors) != cudaSuccess) processors = 1;
   const auto cost = [&]<std::size_t... I>(std::index_sequence<I...>) {
@@ -282,8 +285,8 @@ cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
                                     a.transposed ? s.out_width() : s.width, work.in, lower, upper, 128))
     return error;
   if (const cudaError_t error = hopper::tiled_map<4>(
-          &maps.weight, a.weight,
-          {uint64_t(s.in), uint64_t(s.taps()), uint64_t(s.out), uint64_t(a.groups.experts)}, {64, 1, a.transposed ? 64u : 32u * Tuning::columns, 1}))
+          &maps.weight, a.weight, {uint64_t(s.in), uint64_t(s.taps()), uint64_t(s.out), uint64_t(a.groups.experts)},
+          {64, 1, a.transposed ? 64u : 32u * Tuning::columns, 1}))
     return error;
   if constexpr (is_gate(Kind)) {
     const auto matrix = [&](CUtensorMap* map, const void* data, uint64_t parts) {
@@ -305,9 +308,11 @@ cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
   const int channels = has_pairs(Kind) ? Tuning::channels / 2 : Tuning::channels;
   work.column_tiles = (work.out + channels - 1) / channels;
   const int64_t pairs = (work.groups.pieces(Tuning::positions) + 1) / 2;
-  cudaLaunchAttribute cluster{.id = cudaLaunchAttributeClusterDimension, .val = {.clusterDim = {2, 1, 1}}};
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {2, 1, 1};
   cudaLaunchConfig_t config{};
-  config.gridDim = static_cast<unsigned>(2 * std::min<int64_t>(pairs * work.column_tiles, processors * Tuning::blocks / 2));
+  config.gridDim = static_cast<unsigned>(2 * std::min<int64_t>(pairs * work.column_tiles, processors / 2));
   config.blockDim = Tuning::threads;
   config.dynamicSmemBytes = dynamic;
   config.stream = stream;
@@ -318,7 +323,7 @@ cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
 
 }  // namespace detail
 
-/// Whether conv and conv_weight take the shape, on this device.
+/// Whether conv and conv_weight take the shape, of at most max_experts, on this device.
 inline bool conv_takes(const ConvShape& s) {
   bool takes = s.in % 8 == 0 && s.out % 8 == 0 && s.in > 0 && s.out > 0 && s.out_height() > 0 && s.out_width() > 0;
   for (int i = 0; i < 2; ++i) {
@@ -337,9 +342,9 @@ inline int conv_piece(const Groups& groups, int channels) {
 inline cudaError_t conv(const Conv& a, cudaStream_t stream) {
   if (a.groups.rows == 0) return cudaSuccess;
   using detail::ConvKind, detail::ConvTuning, detail::launch_conv;
-  if (a.gated && a.transposed) return launch_conv<ConvTuning<1, 2, 4, 1>, ConvKind::gate_backward>(a, stream);
-  if (a.gated && a.h) return launch_conv<ConvTuning<1, 2, 5, 1>, ConvKind::gated_kept>(a, stream);
-  if (a.gated) return launch_conv<ConvTuning<1, 4, 4, 1>, ConvKind::gated>(a, stream);
+  if (a.gated && a.transposed) return launch_conv<ConvTuning<1, 2, 4>, ConvKind::gate_backward>(a, stream);
+  if (a.gated && a.h) return launch_conv<ConvTuning<1, 2, 5>, ConvKind::gated_kept>(a, stream);
+  if (a.gated) return launch_conv<ConvTuning<1, 4, 4>, ConvKind::gated>(a, stream);
   Groups out = a.groups;
   out.each = detail::conv_positions(a);
   return detail::with_conv_tuning(out, a.transposed ? a.shape.in : a.shape.out, [&](auto tuning) {

@@ -5,13 +5,22 @@
 /// rows l / 4 and l / 4 + 8 of the warp's sixteen and columns 8 j + 2 (l % 4) and the next.
 namespace moecod::kernel::detail {
 
+/// Shared memory for the moments of a tile: of each warp 16 rows of 64 channels, and mean and squares of all channels.
+template <class Tuning>
+struct MomentStage {
+  static constexpr int warps = Tuning::workers / 32;
+  static constexpr uint32_t patch = 16 * 128, bytes = warps * (patch + Tuning::channels * 8);
+};
+
 #if MOECOD_HOPPER_CODE
 
 __device__ __forceinline__ uint32_t pack(float x, float y) {
   const __nv_bfloat162 two = __floats2bfloat162_rn(x, y);
   return reinterpret_cast<const uint32_t&>(two);
 }
-__device__ __forceinline__ float2 unpack(uint32_t two) { return to_floats(reinterpret_cast<const __nv_bfloat162&>(two)); }
+__device__ __forceinline__ float2 unpack(uint32_t two) {
+  return to_floats(reinterpret_cast<const __nv_bfloat162&>(two));
+}
 
 /// Lane q of each four, which has part q of four vectors, gets all parts of vector q.
 __device__ __forceinline__ uint4 vector_of_four(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
@@ -25,97 +34,111 @@ __device__ __forceinline__ uint4 vector_of_four(uint32_t a, uint32_t b, uint32_t
   return {a, b, c, d};
 }
 
-/// Calls f(row, column, vector) for the 16 bytes of each row and 8 columns that this lane holds after an exchange;
-/// value(i, k) is what becomes of sums[i][k], for `Columns` columns.
-template <class Tuning, int Columns, class Value, class F>
-__device__ __forceinline__ void each_vector(Value&& value, F&& f) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-#pragma unroll
-  for (int i = 0; i < Tuning::rows; ++i)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = 64 * (warp / 4 * Tuning::rows + i) + 16 * (warp % 4) + 8 * half + lane / 4;
-#pragma unroll
-      for (int j = 0; j < Columns / 8; j += 4) {
-        const auto part = [&](int k) { return pack(value(i, 4 * k + 2 * half), value(i, 4 * k + 2 * half + 1)); };
-        f(row, 8 * (j + lane % 4), vector_of_four(part(j), part(j + 1), part(j + 2), part(j + 3)));
-      }
-    }
-}
-
-/// The tile, rounded, to rows of `stride` channels.
-template <class Tuning, int Columns, class Value>
-__device__ __forceinline__ void store_tile(__nv_bfloat16* y, int stride, int most, const ConvTile& tile, Value&& value) {
-  const int rows = tile.rows(), channels = most - tile.channel;
-  __nv_bfloat16* to = y + tile.piece.begin * stride + tile.channel;
-  each_vector<Tuning, Columns>(value, [&](int row, int column, uint4 vector) {
-    if (row < rows && column < channels)
-      *reinterpret_cast<uint4*>(to + int64_t(row) * stride + column) = vector;
-  });
-}
-
-/// Mean and squares about the mean of each channel of the rounded tile, taken about the tile's first row, so that
-/// nothing cancels; by shuffles over a warp's rows, then over the warps through `base` and `part`.
-template <class Tuning>
-__device__ __forceinline__ void conv_moments(const ConvWork& work, const ConvTile& tile,
-                                             const float (&sums)[Tuning::rows][32 * Tuning::columns], float* base,
-                                             float2* part) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rows = tile.rows();
-  const auto rounded = [&](int i, int k) { return to_float(__float2bfloat16_rn(sums[i][k])); };
-  if (warp == 0 && lane < 4)
-#pragma unroll
-    for (int j = 0; j < Tuning::channels / 8; ++j)
-      *reinterpret_cast<float2*>(base + 8 * j + 2 * lane) = {rounded(0, 4 * j), rounded(0, 4 * j + 1)};
-  hopper::named_barrier(1, Tuning::workers);
-  const bool high = lane & 16, middle = lane & 8;
-#pragma unroll
-  for (int j = 0; j < Tuning::channels / 8; ++j) {
-    const float2 about = *reinterpret_cast<const float2*>(base + 8 * j + lane % 4 * 2);
-    float2 first{0, 0}, second{0, 0};  // sum, sum of squares of either column
-#pragma unroll
-    for (int i = 0; i < Tuning::rows; ++i)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = 64 * (warp / 4 * Tuning::rows + i) + 16 * (warp % 4) + 8 * half + lane / 4;
-        const float x = row < rows ? rounded(i, 4 * j + 2 * half) - about.x : 0;
-        const float y = row < rows ? rounded(i, 4 * j + 2 * half + 1) - about.y : 0;
-        first.x += x;
-        first.y += x * x;
-        second.x += y;
-        second.y += y * y;
-      }
-    // Each exchange halves what a lane goes on with.
-    const float2 away = high ? first : second, kept = high ? second : first;
-    const float sum = kept.x + __shfl_xor_sync(whole_warp, away.x, 16);
-    const float square = kept.y + __shfl_xor_sync(whole_warp, away.y, 16);
-    float mine = (middle ? square : sum) + __shfl_xor_sync(whole_warp, middle ? sum : square, 8);
-    mine += __shfl_xor_sync(whole_warp, mine, 4);
-    if (!(lane & 4))
-      reinterpret_cast<float*>(part + warp * Tuning::channels + 8 * j + lane % 4 * 2 + high)[middle] = mine;
+/// Sums of a warp's rows of two channels, about its first row, so that nothing cancels.
+struct Moments {
+  float2 about{0, 0}, sum{0, 0}, square{0, 0};
+  __device__ __forceinline__ void add(float2 x) {
+    x.x -= about.x;
+    x.y -= about.y;
+    sum.x += x.x;
+    sum.y += x.y;
+    square.x += x.x * x.x;
+    square.y += x.y * x.y;
   }
+};
+
+/// The first of a warp's sixteen rows of part i of a tile.
+template <class Tuning>
+__device__ __forceinline__ int first_row(int warp, int i) {
+  return 64 * (warp / 4 * Tuning::rows + i) + 16 * (warp % 4);
+}
+
+/// Mean and squares about the mean of each channel of the tile, from those of the warps.
+template <class Tuning>
+__device__ __forceinline__ void store_moments(const ConvWork& work, const ConvTile& tile, const float2* of_warps) {
+  constexpr int warps = Tuning::workers / 32;
+  const auto rows_of = [&](int warp) {
+    int rows = 0;
+#pragma unroll
+    for (int i = 0; i < Tuning::rows; ++i) rows += min(max(tile.rows() - first_row<Tuning>(warp, i), 0), 16);
+    return static_cast<float>(rows);
+  };
   hopper::named_barrier(1, Tuning::workers);
   for (int c = threadIdx.x; c < Tuning::channels; c += Tuning::workers) {
     if (tile.channel + c >= work.out) continue;
-    float2 sum{0, 0};
-    for (int w = 0; w < Tuning::workers / 32; ++w) {
-      sum.x += part[w * Tuning::channels + c].x;
-      sum.y += part[w * Tuning::channels + c].y;
-    }
-    const float mean = sum.x / static_cast<float>(rows);
+    float mean = 0, square = 0;
+#pragma unroll
+    for (int w = 0; w < warps; ++w)
+      if (const float rows = rows_of(w)) mean += rows * of_warps[w * Tuning::channels + c].x;
+    mean /= static_cast<float>(tile.rows());
+#pragma unroll
+    for (int w = 0; w < warps; ++w)
+      if (const float rows = rows_of(w)) {
+        const float2 its = of_warps[w * Tuning::channels + c];
+        square += its.y + rows * (its.x - mean) * (its.x - mean);
+      }
     float* out = work.moments + int64_t(tile.index) * 2 * work.out + tile.channel + c;
-    out[0] = base[c] + mean;
-    out[work.out] = fmaxf(sum.y - sum.x * mean, 0);
+    out[0] = mean;
+    out[work.out] = square;
   }
-  hopper::named_barrier(1, Tuning::workers);  // the next tile may write base and part
+  hopper::named_barrier(1, Tuning::workers);  // the next tile's take their place
 }
 
+/// Rounds the tile and stores it; with moments, those of the rounded values. 64 channels at a time, of which a lane
+/// takes two over all rows of its warp.
 template <class Tuning, ConvKind Kind>
 __device__ __forceinline__ void conv_finish(const ConvWork& work, const ConvTile& tile,
-                                            const float (&sums)[Tuning::rows][32 * Tuning::columns], float* scratch) {
-  store_tile<Tuning, Tuning::channels>(work.y, work.out, work.out, tile, [&](int i, int k) { return sums[i][k]; });
-  if constexpr (Kind == ConvKind::plain)
-    if (work.moments)
-      conv_moments<Tuning>(work, tile, sums, scratch, reinterpret_cast<float2*>(scratch + Tuning::channels));
+                                            const float (&sums)[Tuning::rows][32 * Tuning::columns], uint8_t* scratch) {
+  using Stage = MomentStage<Tuning>;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rows = tile.rows();
+  const bool moments = Kind == ConvKind::plain && work.moments;
+  uint8_t* patch = scratch + warp * Stage::patch;  // rows of 8 vectors, each in the place of its number xor the row's
+  auto* of_warps = reinterpret_cast<float2*>(scratch + Stage::warps * Stage::patch);
+  __nv_bfloat16* y = work.y + tile.piece.begin * work.out + tile.channel;
+#pragma unroll
+  for (int block = 0; block < Tuning::columns; ++block) {
+    Moments two;
+    int counted = 0;
+#pragma unroll
+    for (int i = 0; i < Tuning::rows; ++i) {
+      const int first = first_row<Tuning>(warp, i);
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+#pragma unroll
+        for (int part = 0; part < 2; ++part) {
+          const auto pair = [&](int j) {
+            const int k = 32 * block + 16 * part + 4 * j + 2 * half;
+            return pack(sums[i][k], sums[i][k + 1]);
+          };
+          const uint4 vector = vector_of_four(pair(0), pair(1), pair(2), pair(3));
+          const int row = 8 * half + lane / 4, place = 4 * part + lane % 4, column = 64 * block + 8 * place;
+          if (first + row < rows && tile.channel + column < work.out)
+            *reinterpret_cast<uint4*>(y + int64_t(first + row) * work.out + column) = vector;
+          if (moments) reinterpret_cast<uint4*>(patch)[8 * row + (place ^ lane / 4)] = vector;
+        }
+      if (moments) {
+        __syncwarp();
+        const auto value = [&](int row) {
+          return unpack(reinterpret_cast<const uint32_t*>(patch)[32 * row + ((lane / 4 ^ row % 8) * 4 + lane % 4)]);
+        };
+        if (i == 0) two.about = value(0);
+        const int valid = min(max(rows - first, 0), 16);
+        counted += valid;
+#pragma unroll
+        for (int row = 0; row < 16; ++row)
+          if (row < valid) two.add(value(row));
+        __syncwarp();
+      }
+    }
+    if (moments) {
+      const float share = __fdividef(1, static_cast<float>(max(counted, 1)));
+      const float2 mean{two.sum.x * share, two.sum.y * share};
+      *reinterpret_cast<float4*>(of_warps + warp * Tuning::channels + 64 * block + 2 * lane) = {
+          two.about.x + mean.x, fmaxf(two.square.x - two.sum.x * mean.x, 0), two.about.y + mean.y,
+          fmaxf(two.square.y - two.sum.y * mean.y, 0)};
+    }
+  }
+  if (moments) store_moments<Tuning>(work, tile, of_warps);
 }
 
 #endif

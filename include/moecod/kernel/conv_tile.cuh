@@ -5,12 +5,16 @@
 /// The tiles of a grouped convolution: their sizes, their order, and which experts they belong to.
 namespace moecod::kernel::detail {
 
-/// What becomes of the sums: y; the same with the weights' tiles read across; with columns in pairs, silu(first) * second,
-/// or both of these; or the second through the gate's backward pass.
+/// What becomes of the sums: y; the same with the weights' tiles read across; with columns in pairs, silu(first) *
+/// second, alone or with its operands; or, read across, what the gate's backward pass makes of them.
 enum class ConvKind { plain, transposed, gated, gated_kept, gate_backward };
 
-MOECOD_HOST_DEVICE constexpr bool reads_across(ConvKind kind) { return kind == ConvKind::transposed || kind == ConvKind::gate_backward; }
-MOECOD_HOST_DEVICE constexpr bool has_pairs(ConvKind kind) { return kind == ConvKind::gated || kind == ConvKind::gated_kept; }
+MOECOD_HOST_DEVICE constexpr bool reads_across(ConvKind kind) {
+  return kind == ConvKind::transposed || kind == ConvKind::gate_backward;
+}
+MOECOD_HOST_DEVICE constexpr bool has_pairs(ConvKind kind) {
+  return kind == ConvKind::gated || kind == ConvKind::gated_kept;
+}
 
 struct ConvMaps {
   CUtensorMap x, weight;
@@ -18,20 +22,18 @@ struct ConvMaps {
   CUtensorMap d_h, a;  // of kinds with a gate: written; gated_kept: h is in the place of d_h
 };
 
-/// The tile of a block: 128 `Rows` positions, 64 `Columns` channels, how many steps are in flight, and how many blocks a
-/// multiprocessor holds.
-template <int Rows_, int Columns_, int Stages_, int Blocks_>
+/// The tile of a block: 128 `Rows` positions, 64 `Columns` channels, and how many steps are in flight.
+template <int Rows_, int Columns_, int Stages_>
 struct ConvTuning {
-  static constexpr int rows = Rows_, columns = Columns_, stages = Stages_, blocks = Blocks_;
-  static constexpr int warpgroups = 2, workers = 128 * warpgroups;
-  /// Of a warpgroup that loads, whose registers go to the workers; or one warp, where a block's share is small.
-  static constexpr int threads = workers + (blocks == 1 ? 128 : 32);
+  static constexpr int rows = Rows_, columns = Columns_, stages = Stages_;
+  static constexpr int warpgroups = 2, threads = 128 * (warpgroups + 1), workers = 128 * warpgroups;
   static constexpr int positions = 128 * rows, channels = 64 * columns;
   static constexpr uint32_t row_block = 128 * 128, column_block = 64 * 128;  // bytes of 128 positions, 64 channels
   static constexpr uint32_t stage = rows * row_block + columns * column_block;
-  static constexpr uint32_t scratch = channels * 4 + workers / 32 * channels * 8;  // of the moments
   static constexpr uint32_t aligned = 1024;
-  static uint32_t dynamic(int experts, uint32_t epilogue) { return aligned + stages * stage + epilogue + (experts + 1) * 4; }
+  static uint32_t dynamic(int experts, uint32_t epilogue) {
+    return aligned + stages * stage + epilogue + (experts + 1) * 4;
+  }
 };
 
 /// What a block needs to know beside the maps.

@@ -109,7 +109,8 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
   const int channel = rest % row_tiles * 64 * Tuning::grad_blocks, first_block = column_tile * Tuning::x_blocks;
   const int index = rest / row_tiles;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const PieceTable table{reinterpret_cast<int32_t*>(tiles + Tuning::in_flight * Tuning::stage), work.groups, work.piece};
+  auto* first = reinterpret_cast<int32_t*>(tiles + Tuning::in_flight * Tuning::stage);
+  const PieceTable table{first, work.groups, work.piece};
   if (warp == 0) table.fill();
   if (threadIdx.x == 32) {
     for (int i = 0; i < Tuning::in_flight; ++i) {
@@ -248,25 +249,45 @@ ConvWeightTiles conv_weight_tiles(const ConvWeightWork& work, int processors, in
   return tiles;
 }
 
-/// Calls f with the tuning and its tiles. Small tiles and pieces balance the device; where pieces would be short,
-/// writing and adding their sums costs more than that, so tiles are large and most experts one piece.
+/// Cycles for even experts, about: steps of all tiles, to which L2 brings 42 bytes a cycle and multiprocessor; half of
+/// a piece for what the last turn leaves idle; and the sums of pieces, out and in, where experts have several.
+template <class Tuning>
+int64_t conv_weight_cost(const ConvWeightWork& work, const ConvWeightTiles& tiles, int processors) {
+  constexpr int64_t step = Tuning::stage / 42, bytes_a_cycle = 2500;
+  const int64_t experts = work.groups.experts, items = work.groups.items(), each = (items + experts - 1) / experts;
+  const int64_t pieces = (each + tiles.piece - 1) / tiles.piece, piece = std::min<int64_t>(tiles.piece, each);
+  const int64_t sums = pieces > 1 ? experts * pieces * work.out * work.taps * work.in * 8 : 0;
+  return (items / 64 * tiles.rows * tiles.columns / processors + piece / 128) * step + sums / bytes_a_cycle;
+}
+
+/// Calls f with the tuning and its tiles, the cheapest of three and one to three turns.
 template <class F>
 cudaError_t with_conv_weight_tuning(const ConvWeightWork& work, F&& f) {
-  constexpr int64_t short_piece = 6000;
   int processors = 0;
   if (const cudaError_t error = multiprocessors(&processors)) return error;
   if (work.out <= 64) {
     using Narrow = ConvWeightTuning<3, true>;
     return f(Narrow{}, conv_weight_tiles<Narrow>(work, processors, 3));
   }
-  using Small = ConvWeightTuning<3, false>;
-  using Four = ConvWeightTuning<4, false>;
-  using Five = ConvWeightTuning<5, false>;
-  if (const ConvWeightTiles tiles = conv_weight_tiles<Small>(work, processors, 3); tiles.piece >= short_piece)
-    return f(Small{}, tiles);
-  const int blocks = work.blocks();
-  if ((blocks + 4) / 5 * 5 <= (blocks + 3) / 4 * 4) return f(Five{}, conv_weight_tiles<Five>(work, processors, 1));
-  return f(Four{}, conv_weight_tiles<Four>(work, processors, 1));
+  int64_t least = INT64_MAX;
+  int columns = 0;
+  ConvWeightTiles best{};
+  const auto consider = [&]<class Tuning>(Tuning) {
+    for (int turns = 1; turns <= 3; ++turns) {
+      const ConvWeightTiles tiles = conv_weight_tiles<Tuning>(work, processors, turns);
+      const int64_t cost = conv_weight_cost<Tuning>(work, tiles, processors);
+      if (cost >= least) continue;
+      least = cost;
+      columns = Tuning::columns;
+      best = tiles;
+    }
+  };
+  consider(ConvWeightTuning<3, false>{});
+  consider(ConvWeightTuning<4, false>{});
+  consider(ConvWeightTuning<5, false>{});
+  return columns == 3   ? f(ConvWeightTuning<3, false>{}, best)
+         : columns == 4 ? f(ConvWeightTuning<4, false>{}, best)
+                        : f(ConvWeightTuning<5, false>{}, best);
 }
 
 }  // namespace detail

@@ -130,8 +130,8 @@ __device__ __forceinline__ int cluster_rank() {
 __device__ __forceinline__ void cluster_barrier() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
-/// Arrives at the barrier that lies at the same place in block `rank` of the cluster. Not a release at the cluster's scope,
-/// which would wait for the thread's stores to global memory each time: it says that wgmma has read a tile, no more.
+/// Arrives at the barrier that lies at the same place in block `rank` of the cluster. Not a release at the cluster's
+/// scope, which would wait for the thread's stores to global memory each time: it says that wgmma has read a tile.
 __device__ __forceinline__ void barrier_arrive(uint64_t* barrier, int rank) {
   asm volatile(
       "{\n"
