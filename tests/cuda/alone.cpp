@@ -449,6 +449,7 @@ int main() {
   run_images({0, 0, 3, 4}, 128, 72, 12, 12);
   run_linear({0, 300, 300, 301, 560}, 72, 144);  // whole tiles, and pairs of them of two experts
   run_linear({0, 0, 5}, 8, 16);
+  run_linear({0, 9000, 9001, 18000}, 8, 144);  // more tiles than blocks: clusters, tile after tile
   run_linear({0, 128, 256, 257}, 200, 336);
   std::vector<int32_t> single(151);  // several tiles a block
   for (int e = 0; e <= 150; ++e) single[e] = e;

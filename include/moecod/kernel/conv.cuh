@@ -44,7 +44,7 @@ __device__ __forceinline__ void conv_load(const ConvMaps& maps, const ConvWork& 
                                           int tiles, int rank, uint8_t* stages, uint64_t* full, uint64_t* empty) {
   constexpr bool across = reads_across(Kind);
   constexpr int channels = has_pairs(Kind) ? Tuning::channels / 2 : Tuning::channels;
-  const int steps = (work.in + 63) / 64 * work.taps;
+  const int chunks = (work.in + 63) / 64, steps = chunks * work.taps;
   Ring<Tuning::stages> ring;
   for (int number = blockIdx.x / 2; number < tiles; number += gridDim.x / 2) {
     const ConvTile tile = conv_tile<Tuning>(table, work.column_tiles, channels, number, rank);
@@ -92,7 +92,7 @@ __device__ __forceinline__ void conv_load(const ConvMaps& maps, const ConvWork& 
       const auto for_this = [&](void* at, int x0, int x1, int x2) {
         hopper::load_box(at, maps.weight, arrived, x0, x1, x2, tile.piece.expert);
       };
-      if (tile.shared) {
+      if (work.clusters && tile.shared) {
         load_half(rank, for_both);
       } else {
         load_half(0, for_this);
@@ -106,13 +106,14 @@ __device__ __forceinline__ void conv_load(const ConvMaps& maps, const ConvWork& 
           hopper::prefetch_box(maps.h, tile.channel + box / 4 * 64, box / 2 % 2,
                                static_cast<int>(tile.piece.begin) + box % 2 * 64);
       }
-      right += work.right;
-      if (++tap == work.taps) {
-        tap = right = down = 0;
-        ++chunk;
-      } else if (tap % work.taps_right == 0) {
-        right = 0;
-        down += work.down;
+      // All channels of a tap one after the other, as they lie in the weights.
+      if (++chunk == chunks) {
+        chunk = 0;
+        right += work.right;
+        if (++tap % work.taps_right == 0) {
+          right = 0;
+          down += work.down;
+        }
       }
       ring.next();
     }
@@ -140,12 +141,12 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
   uint8_t* rest = stages + Tuning::stages * Tuning::stage;  // what the epilogue needs, and the table
   const PieceTable table{reinterpret_cast<int32_t*>(rest + epilogue_bytes<Tuning, Kind>(work.moments)), work.groups,
                          Tuning::positions};
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rank = hopper::cluster_rank();
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rank = static_cast<int>(blockIdx.x % 2);
   if (warp == 0) table.fill();
   if (threadIdx.x == 32) {
     for (int i = 0; i < Tuning::stages; ++i) {
       hopper::barrier_init(&full[i], 1);
-      hopper::barrier_init(&empty[i], 2 * Tuning::workers / 32);
+      hopper::barrier_init(&empty[i], (work.clusters ? 2 : 1) * Tuning::workers / 32);
     }
     if constexpr (is_gate(Kind)) {
       for (int i = 0; i < 4; ++i) {
@@ -170,7 +171,7 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
     const int warpgroup = warp / 4, steps = (work.in + 63) / 64 * work.taps;
     // A stage is free once the workers of both blocks have read it, since either block's loads may write both.
     const auto release = [&](int stage) {
-      if (lane < 2) hopper::barrier_arrive(&empty[stage], lane);
+      if (lane < (work.clusters ? 2 : 1)) hopper::barrier_arrive(&empty[stage], lane);
     };
     float sums[Tuning::rows][32 * Tuning::columns] = {};
     Ring<Tuning::stages> ring;
@@ -308,6 +309,8 @@ cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
   const int channels = has_pairs(Kind) ? Tuning::channels / 2 : Tuning::channels;
   work.column_tiles = (work.out + channels - 1) / channels;
   const int64_t pairs = (work.groups.pieces(Tuning::positions) + 1) / 2;
+  // Blocks of a cluster wait for each other, which does not pay where each has one tile.
+  work.clusters = pairs * work.column_tiles > processors / 2;
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {2, 1, 1};
@@ -317,7 +320,7 @@ cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
   config.dynamicSmemBytes = dynamic;
   config.stream = stream;
   config.attrs = &cluster;
-  config.numAttrs = 1;
+  config.numAttrs = work.clusters ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, maps, work);
 }
 

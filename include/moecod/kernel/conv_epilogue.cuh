@@ -5,11 +5,11 @@
 /// rows l / 4 and l / 4 + 8 of the warp's sixteen and columns 8 j + 2 (l % 4) and the next.
 namespace moecod::kernel::detail {
 
-/// Shared memory for the moments of a tile: of each warp 16 rows of 64 channels, and mean and squares of all channels.
+/// Shared memory for the moments of a tile: of each warp 16 rows of 32 channels, and mean and squares of all channels.
 template <class Tuning>
 struct MomentStage {
   static constexpr int warps = Tuning::workers / 32;
-  static constexpr uint32_t patch = 16 * 128, bytes = warps * (patch + Tuning::channels * 8);
+  static constexpr uint32_t patch = 16 * 64, bytes = warps * (patch + Tuning::channels * 8);
 };
 
 #if MOECOD_HOPPER_CODE
@@ -84,58 +84,61 @@ __device__ __forceinline__ void store_moments(const ConvWork& work, const ConvTi
   hopper::named_barrier(1, Tuning::workers);  // the next tile's take their place
 }
 
-/// Rounds the tile and stores it; with moments, those of the rounded values. 64 channels at a time, of which a lane
-/// takes two over all rows of its warp.
+/// Rounds the tile and stores it; with moments, those of the rounded values. 32 channels at a time, of which a lane
+/// takes two over every other row of its warp.
 template <class Tuning, ConvKind Kind>
 __device__ __forceinline__ void conv_finish(const ConvWork& work, const ConvTile& tile,
                                             const float (&sums)[Tuning::rows][32 * Tuning::columns], uint8_t* scratch) {
   using Stage = MomentStage<Tuning>;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rows = tile.rows();
   const bool moments = Kind == ConvKind::plain && work.moments;
-  uint8_t* patch = scratch + warp * Stage::patch;  // rows of 8 vectors, each in the place of its number xor the row's
+  uint8_t* patch = scratch + warp * Stage::patch;
   auto* of_warps = reinterpret_cast<float2*>(scratch + Stage::warps * Stage::patch);
   __nv_bfloat16* y = work.y + tile.piece.begin * work.out + tile.channel;
 #pragma unroll
-  for (int block = 0; block < Tuning::columns; ++block) {
+  for (int chunk = 0; chunk < Tuning::channels / 32; ++chunk) {
+    const int column = 32 * chunk + 8 * (lane % 4);
     Moments two;
     int counted = 0;
 #pragma unroll
     for (int i = 0; i < Tuning::rows; ++i) {
       const int first = first_row<Tuning>(warp, i);
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-#pragma unroll
-        for (int part = 0; part < 2; ++part) {
-          const auto pair = [&](int j) {
-            const int k = 32 * block + 16 * part + 4 * j + 2 * half;
-            return pack(sums[i][k], sums[i][k + 1]);
-          };
-          const uint4 vector = vector_of_four(pair(0), pair(1), pair(2), pair(3));
-          const int row = 8 * half + lane / 4, place = 4 * part + lane % 4, column = 64 * block + 8 * place;
-          if (first + row < rows && tile.channel + column < work.out)
-            *reinterpret_cast<uint4*>(y + int64_t(first + row) * work.out + column) = vector;
-          if (moments) reinterpret_cast<uint4*>(patch)[8 * row + (place ^ lane / 4)] = vector;
-        }
+      for (int half = 0; half < 2; ++half) {
+        const int row = first + 8 * half + lane / 4;
+        const auto part = [&](int j) {
+          const int k = 16 * chunk + 4 * j + 2 * half;
+          return pack(sums[i][k], sums[i][k + 1]);
+        };
+        const uint4 vector = vector_of_four(part(0), part(1), part(2), part(3));
+        if (row < rows && tile.channel + column < work.out)
+          *reinterpret_cast<uint4*>(y + int64_t(row) * work.out + column) = vector;
+        if (moments) reinterpret_cast<uint4*>(patch)[32 * half + lane] = vector;
+      }
       if (moments) {
         __syncwarp();
-        const auto value = [&](int row) {
-          return unpack(reinterpret_cast<const uint32_t*>(patch)[32 * row + ((lane / 4 ^ row % 8) * 4 + lane % 4)]);
-        };
-        if (i == 0) two.about = value(0);
+        const auto* of_lane = reinterpret_cast<const uint32_t*>(patch) + lane;  // rows of 16 words: even, then odd
+        if (i == 0) two.about = unpack(reinterpret_cast<const uint32_t*>(patch)[lane % 16]);
         const int valid = min(max(rows - first, 0), 16);
         counted += valid;
 #pragma unroll
-        for (int row = 0; row < 16; ++row)
-          if (row < valid) two.add(value(row));
+        for (int r = 0; r < 8; ++r)
+          if (2 * r + lane / 16 < valid) two.add(unpack(of_lane[32 * r]));
         __syncwarp();
       }
     }
     if (moments) {
-      const float share = __fdividef(1, static_cast<float>(max(counted, 1)));
-      const float2 mean{two.sum.x * share, two.sum.y * share};
-      *reinterpret_cast<float4*>(of_warps + warp * Tuning::channels + 64 * block + 2 * lane) = {
-          two.about.x + mean.x, fmaxf(two.square.x - two.sum.x * mean.x, 0), two.about.y + mean.y,
-          fmaxf(two.square.y - two.sum.y * mean.y, 0)};
+      two.sum.x += __shfl_xor_sync(whole_warp, two.sum.x, 16);
+      two.sum.y += __shfl_xor_sync(whole_warp, two.sum.y, 16);
+      two.square.x += __shfl_xor_sync(whole_warp, two.square.x, 16);
+      two.square.y += __shfl_xor_sync(whole_warp, two.square.y, 16);
+      if (lane < 16) {
+        const float share = __fdividef(1, static_cast<float>(max(counted, 1)));
+        const float2 mean{two.sum.x * share, two.sum.y * share};
+        *reinterpret_cast<float4*>(of_warps + warp * Tuning::channels + 32 * chunk + 2 * lane) = {
+            two.about.x + mean.x, fmaxf(two.square.x - two.sum.x * mean.x, 0), two.about.y + mean.y,
+            fmaxf(two.square.y - two.sum.y * mean.y, 0)};
+      }
     }
   }
   if (moments) store_moments<Tuning>(work, tile, of_warps);

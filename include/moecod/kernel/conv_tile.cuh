@@ -44,6 +44,7 @@ struct ConvWork {
   int taps_right, taps, right, down;  // taps in a row, in all; dilation
   int low_right, low_down;            // where the first tap of the first position lies
   int out_width;
+  bool clusters;    // pairs of blocks are launched as clusters
   bool rows_alone;  // positions are rows of a matrix, and x's map is one
   __nv_bfloat16* y;  // with a gate: a
   __nv_bfloat16* h;  // gated_kept: h; gate_backward: d_h

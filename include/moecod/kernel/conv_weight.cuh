@@ -249,15 +249,17 @@ ConvWeightTiles conv_weight_tiles(const ConvWeightWork& work, int processors, in
   return tiles;
 }
 
-/// Cycles for even experts, about: steps of all tiles, to which L2 brings 42 bytes a cycle and multiprocessor; half of
-/// a piece for what the last turn leaves idle; and the sums of pieces, out and in, where experts have several.
+/// Cycles, about, where experts have evenly much. Of a step: products at three quarters of their peak, or bytes, of which
+/// L2 brings 36 a cycle. Where experts are one piece each, whole turns; else all steps, a quarter of a piece for what the
+/// last turn leaves idle, and the sums of the pieces, out and in.
 template <class Tuning>
 int64_t conv_weight_cost(const ConvWeightWork& work, const ConvWeightTiles& tiles, int processors) {
-  constexpr int64_t step = Tuning::stage / 42, bytes_a_cycle = 2500;
+  const int64_t step = std::max<int64_t>(346 * Tuning::columns, Tuning::stage / 36);
   const int64_t experts = work.groups.experts, items = work.groups.items(), each = (items + experts - 1) / experts;
-  const int64_t pieces = (each + tiles.piece - 1) / tiles.piece, piece = std::min<int64_t>(tiles.piece, each);
-  const int64_t sums = pieces > 1 ? experts * pieces * work.out * work.taps * work.in * 8 : 0;
-  return (items / 64 * tiles.rows * tiles.columns / processors + piece / 128) * step + sums / bytes_a_cycle;
+  const int64_t pieces = (each + tiles.piece - 1) / tiles.piece, all = int64_t(tiles.rows) * tiles.columns;
+  if (pieces <= 1) return (experts * all + processors - 1) / processors * (each + 63) / 64 * step;
+  const int64_t sums = experts * pieces * work.out * work.taps * work.in * 8;
+  return (items / 64 * all / processors + tiles.piece / 256) * step + sums / 1000;
 }
 
 /// Calls f with the tuning and its tiles, the cheapest of three and one to three turns.
