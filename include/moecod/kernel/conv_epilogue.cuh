@@ -122,8 +122,11 @@ __device__ __forceinline__ void conv_finish(const ConvWork& work, const ConvTile
         const int valid = min(max(rows - first, 0), 16);
         counted += valid;
 #pragma unroll
-        for (int r = 0; r < 8; ++r)
-          if (2 * r + lane / 16 < valid) two.add(unpack(of_lane[32 * r]));
+        for (int r = 0; r < 8; ++r) {  // without branches, whose latencies would add up
+          const bool counts = 2 * r + lane / 16 < valid;
+          const float2 x = unpack(of_lane[32 * r]);
+          two.add({counts ? x.x : two.about.x, counts ? x.y : two.about.y});
+        }
         __syncwarp();
       }
     }

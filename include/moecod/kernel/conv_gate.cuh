@@ -82,12 +82,14 @@ __device__ __forceinline__ void gate_move(const ConvMaps& maps, const ConvWork& 
   }
 }
 
-/// A warpgroup's rows of 64 channels of a tile within which the piece ends: TMA would write into the next expert's.
+/// A warpgroup's rows of 64 channels of a tile within which the piece ends: TMA would write into the next expert's. Other
+/// warps read a row than wrote it.
 template <class Tuning, ConvKind Kind>
 __device__ __forceinline__ void gate_store_rows(const ConvWork& work, const ConvTile& tile, const uint8_t* stage,
                                                 int b) {
   using Stage = GateStage<Tuning, Kind>;
-  const int thread = threadIdx.x % 128, first = threadIdx.x / 128 * 64, n = work.out;
+  const int warpgroup = threadIdx.x / 128, thread = threadIdx.x % 128, first = 64 * warpgroup, n = work.out;
+  hopper::named_barrier(1 + warpgroup, 128);
   for (int i = thread; i < 64 * 8; i += 128) {
     const int row = first + i / 8, chunk = i % 8, channel = tile.channel + 64 * b + 8 * chunk;
     if (row >= tile.rows() || channel >= n) continue;
@@ -99,6 +101,7 @@ __device__ __forceinline__ void gate_store_rows(const ConvWork& work, const Conv
     }
     *reinterpret_cast<uint4*>(work.y + at) = from[Stage::a_at / 16];
   }
+  hopper::named_barrier(1 + warpgroup, 128);
 }
 
 /// A worker's part of a tile.
@@ -140,10 +143,7 @@ __device__ __forceinline__ void gate_finish(const ConvWork& work, const ConvTile
         }
       }
     }
-    if (tile.rows() < Tuning::positions) {
-      hopper::named_barrier(1 + warp / 4, 128);
-      gate_store_rows<Tuning, Kind>(work, tile, stage, b);
-    }
+    if (tile.rows() < Tuning::positions) gate_store_rows<Tuning, Kind>(work, tile, stage, b);
     hopper::publish_stores();
     __syncwarp();
     if (lane == 0) hopper::barrier_arrive(&barriers.staged[b]);

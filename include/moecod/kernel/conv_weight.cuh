@@ -38,7 +38,6 @@ struct ConvWeightWork {
   int taps_right, taps, right, down;
   int low_right, low_down;
   int out_width;
-  bool rows_alone;  // positions are rows of a matrix, and x's map is one
   int piece;  // positions a piece, a multiple of 64
   __nv_bfloat16* d_weight;
   float* partial;
@@ -47,7 +46,8 @@ struct ConvWeightWork {
 };
 
 #if MOECOD_HOPPER_CODE
-template <class Tuning>
+/// `RowsAlone`: positions are rows of a matrix, and x's map is one.
+template <class Tuning, bool RowsAlone>
 __device__ __forceinline__ void conv_weight_load(const CUtensorMap& x_map, const CUtensorMap& grad_map,
                                                  const ConvWeightWork& work, const Piece& piece, int channel,
                                                  int first_block, uint8_t* tiles, uint64_t* full, uint64_t* empty) {
@@ -77,13 +77,15 @@ __device__ __forceinline__ void conv_weight_load(const CUtensorMap& x_map, const
     to += Tuning::grad_blocks * Tuning::block;
 #pragma unroll
     for (int i = 0; i < Tuning::x_blocks; ++i)
-      if (i < blocks && work.rows_alone)
-        hopper::load_box(to + i * Tuning::block, x_map, &full[stage], source[i] & 0xffff, position);
-      else if (i < blocks)
-        hopper::load_columns(to + i * Tuning::block, x_map, &full[stage], source[i] & 0xffff, w + work.low_right,
-                             h + work.low_down, n, source[i] >> 16 & 0xff, source[i] >> 24);
+      if (i < blocks) {
+        if constexpr (RowsAlone)
+          hopper::load_box(to + i * Tuning::block, x_map, &full[stage], source[i] & 0xffff, position);
+        else
+          hopper::load_columns(to + i * Tuning::block, x_map, &full[stage], source[i] & 0xffff, w + work.low_right,
+                               h + work.low_down, n, source[i] >> 16 & 0xff, source[i] >> 24);
+      }
     position += 64;
-    if (!work.rows_alone)
+    if constexpr (!RowsAlone)
       for (w += 64; w >= work.out_width; w -= work.out_width)
         if (++h == height) {
           h = 0;
@@ -97,7 +99,7 @@ __device__ __forceinline__ void conv_weight_load(const CUtensorMap& x_map, const
 }
 #endif
 
-template <class Tuning>
+template <class Tuning, bool RowsAlone>
 __global__ void __launch_bounds__(Tuning::threads, 1)
     conv_weight(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap grad_map,
                 const ConvWeightWork work, int row_tiles, int column_tiles) {
@@ -125,7 +127,7 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
   if (warp >= Tuning::workers / 32) {
     hopper::fewer_registers<40>();
     if (warp == Tuning::workers / 32 && lane == 0)
-      conv_weight_load<Tuning>(x_map, grad_map, work, piece, channel, first_block, tiles, full, empty);
+      conv_weight_load<Tuning, RowsAlone>(x_map, grad_map, work, piece, channel, first_block, tiles, full, empty);
   } else {
     hopper::more_registers<232>();
     const int warpgroup = warp / 4;
@@ -225,7 +227,6 @@ inline ConvWeightWork conv_weight_work(const ConvWeight& a) {
   work.low_down = -s.padding[0];
   work.low_right = -s.padding[1];
   work.out_width = s.out_width();
-  work.rows_alone = s.taps() == 1;
   work.d_weight = static_cast<__nv_bfloat16*>(a.d_weight);
   work.partial = a.partial;
   return work;
@@ -249,12 +250,12 @@ ConvWeightTiles conv_weight_tiles(const ConvWeightWork& work, int processors, in
   return tiles;
 }
 
-/// Cycles, about, where experts have evenly much. Of a step: products at three quarters of their peak, or bytes, of which
-/// L2 brings 36 a cycle. Where experts are one piece each, whole turns; else all steps, a quarter of a piece for what the
-/// last turn leaves idle, and the sums of the pieces, out and in.
+/// Cycles, about, where experts have evenly much; products run at three quarters of their peak. Where experts are one
+/// piece each, whole turns; else all steps, a quarter of a piece for what the last turn leaves idle, and the sums of the
+/// pieces, out and in.
 template <class Tuning>
 int64_t conv_weight_cost(const ConvWeightWork& work, const ConvWeightTiles& tiles, int processors) {
-  const int64_t step = std::max<int64_t>(346 * Tuning::columns, Tuning::stage / 36);
+  constexpr int64_t step = 346 * Tuning::columns;
   const int64_t experts = work.groups.experts, items = work.groups.items(), each = (items + experts - 1) / experts;
   const int64_t pieces = (each + tiles.piece - 1) / tiles.piece, all = int64_t(tiles.rows) * tiles.columns;
   if (pieces <= 1) return (experts * all + processors - 1) / processors * (each + 63) / 64 * step;
@@ -309,6 +310,7 @@ template <class Tuning>
 cudaError_t launch_conv_weight(const ConvWeight& a, ConvWeightWork work, const ConvWeightTiles& tiles,
                                cudaStream_t stream) {
   const ConvShape& s = a.shape;
+  const bool rows_alone = s.taps() == 1;
   work.piece = tiles.piece;
   if (work.groups.rows > 0) {
     int upper[2];
@@ -316,14 +318,14 @@ cudaError_t launch_conv_weight(const ConvWeight& a, ConvWeightWork work, const C
     const int lower[] = {-s.padding[0], -s.padding[1]};
     CUtensorMap x_map, grad_map;
     if (const cudaError_t error =
-            work.rows_alone
+            rows_alone
                 ? hopper::tiled_map<2>(&x_map, a.x, {uint64_t(s.in), uint64_t(work.groups.items())}, {64, 64})
                 : hopper::columns_map(&x_map, a.x, a.groups.rows, s.height, s.width, s.in, lower, upper, 64))
       return error;
     if (const cudaError_t error = hopper::tiled_map<2>(
             &grad_map, a.grad, {uint64_t(s.out), uint64_t(work.groups.items())}, {64, 64}))
       return error;
-    const auto kernel = conv_weight<Tuning>;
+    const auto kernel = rows_alone ? conv_weight<Tuning, true> : conv_weight<Tuning, false>;
     const uint32_t dynamic = Tuning::dynamic(a.groups.experts);
     if (const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                        cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic))
