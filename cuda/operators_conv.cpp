@@ -81,8 +81,9 @@ Pair conv_backward_by_torch(const Tensor& grad, const Tensor& x, const Tensor& w
   return {d_x, d_weight};
 }
 
-bool takes(const Tensor& x, const kernel::ConvShape& shape) {
-  return x.scalar_type() == at::kBFloat16 && x.numel() > 0 && conv_takes(shape);
+bool takes(const Tensor& x, const Tensor& weight, const kernel::ConvShape& shape) {
+  return x.scalar_type() == at::kBFloat16 && x.numel() > 0 && weight.size(0) <= kernel::max_experts &&
+         conv_takes(shape);
 }
 
 bool conv2d_takes(int64_t in, int64_t out, int64_t height, int64_t width, IntArrayRef kernel, IntArrayRef padding,
@@ -97,7 +98,7 @@ Pair conv_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offsets
   check_conv(x, weight, offsets, padding, dilation);
   const c10::cuda::CUDAGuard device(x.device());
   const kernel::ConvShape shape = shape_of(x, weight, padding, dilation);
-  if (!kernel_takes(takes(x, shape))) return conv_by_torch(x, weight, offsets, padding, dilation, moments);
+  if (!kernel_takes(takes(x, weight, shape))) return conv_by_torch(x, weight, offsets, padding, dilation, moments);
   const Tensor in = last_readable(x), w = taps_first(weight), at = offsets.contiguous();
   const Tensor y = at::empty({x.size(0), shape.out, shape.out_height(), shape.out_width()},
                              x.options().memory_format(channels_last));
@@ -118,7 +119,7 @@ Pair conv_backward_by_kernel(const Tensor& grad, const Tensor& x, const Tensor& 
                              IntArrayRef padding, IntArrayRef dilation, Needed needed) {
   const c10::cuda::CUDAGuard device(x.device());
   const kernel::ConvShape shape = shape_of(x, weight, padding, dilation);
-  if (!kernel_takes(takes(x, shape) && grad.scalar_type() == x.scalar_type()))
+  if (!kernel_takes(takes(x, weight, shape) && grad.scalar_type() == x.scalar_type()))
     return conv_backward_by_torch(grad, x, weight, offsets, padding, dilation, needed);
   const Tensor g = last_readable(grad), in = last_readable(x), at = offsets.contiguous();
   const kernel::Groups images = groups(g, at);

@@ -1,8 +1,9 @@
-// The operators torch.ops.moecod.grouped_linear, activation(x) weight^T + bias, each row by its expert's weights, and
-// grouped_swiglu, the gated hidden layer of such an expert where no gradient is wanted.
+// The operators torch.ops.moecod.grouped_linear, activation(x) weight^T + bias, each row by its expert's weights; and
+// the gated hidden layer of such an expert, grouped_swiglu where no gradient is wanted, grouped_swiglu_kept where one is.
 //
-// In bfloat16 on compute capability 9.0 and 10.0, with widths that are multiples of 8, by at::_grouped_mm, whose
-// offsets stay on the device, and for one expert by LibTorch's dense products; else expert by expert, which reads the offsets back and is counted.
+// In bfloat16, with widths that are multiples of 8: on compute capability 9.0 by the convolution's kernels, of which a
+// linear layer is the case of one tap, and on 10.0 by at::_grouped_mm; the offsets stay on the device. One expert alone has
+// LibTorch's dense products. Else expert by expert, which reads the offsets back and is counted.
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/cuda/CUDAContext.h>
@@ -69,10 +70,13 @@ Tensor flat(const Tensor& x) { return x.reshape({-1, x.size(-1)}).contiguous(); 
 int64_t items_a_row(const Tensor& x) { return x.size(0) > 0 ? x.numel() / x.size(0) / x.size(-1) : 1; }
 
 Tensor linear_by_torch(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& offsets,
-                       std::string_view activation) {
+                       std::string_view activation, const optional<Tensor>& activated_x) {
   check_linear(x, weight, bias, offsets, activation);
   const Tensor y = at::empty_symint(with_width(x, weight.sym_size(1)), x.options());
-  const Tensor in = layers::activate(flat(x), layers::activation_named(activation)), out = y.view({-1, weight.size(1)});
+  const Tensor in = activated_x && activated_x->defined()
+                        ? flat(*activated_x)
+                        : layers::activate(flat(x), layers::activation_named(activation));
+  const Tensor out = y.view({-1, weight.size(1)});
   each_expert(x, offsets, [&](int64_t e, int64_t begin, int64_t end) {
     out.slice(0, begin, end)
         .copy_(at::linear(in.slice(0, begin, end), weight[e], bias && bias->defined() ? bias->select(0, e) : Tensor()));
@@ -114,23 +118,90 @@ Gradients linear_backward_by_torch(const Tensor& grad, const Tensor& x, const Te
 
 // ------------------------------------------------------------------------------------------------------ by the kernels
 
-/// What at::_grouped_mm has a kernel for, that reads the offsets on the device.
+/// What one of the kernels takes, with the offsets on the device.
 bool takes(const Tensor& x, const Tensor& weight) {
   const int major = at::cuda::getCurrentDeviceProperties()->major;
   return x.scalar_type() == at::kBFloat16 && (major == 9 || major == 10) && weight.size(1) % 8 == 0 &&
          weight.size(2) % 8 == 0 && weight.size(0) < 1024 && x.numel() > 0 && aligned(x) && aligned(weight);
 }
 
-kernel::Groups groups(const Tensor& x, const Tensor& offsets) { return groups_of(offsets, x.size(0), items_a_row(x)); }
+/// All items as rows of a matrix, sorted by expert.
+struct Rows {
+  Tensor offsets;
+  kernel::Groups groups;
+  Tensor ends() const { return offsets.slice(0, 1); }
+};
+Rows rows_of(const Tensor& x, const Tensor& offsets) {
+  const int64_t each = items_a_row(x);
+  const Tensor at = each == 1 ? offsets.contiguous() : offsets * each;
+  return {at, groups_of(at, x.size(0) * each, 1)};
+}
 
-/// Products of one expert are LibTorch's own, with the bias in their epilogue.
+/// A linear layer is a convolution of images of one position.
+kernel::ConvShape linear_shape(const Tensor& weight) {
+  return {.height = 1,
+          .width = 1,
+          .in = static_cast<int>(weight.size(2)),
+          .out = static_cast<int>(weight.size(1))};
+}
+bool by_conv(const Tensor& weight) {
+  return weight.size(0) <= kernel::max_experts && conv_takes(linear_shape(weight));
+}
+
+/// Whether there is one expert, whose products are LibTorch's own.
 bool is_alone(const Tensor& weight) { return weight.size(0) == 1; }
 
-/// The end of each expert's items.
-Tensor ends(const kernel::Groups& groups, const Tensor& offsets) {
-  const Tensor rows = offsets.slice(0, 1);
-  return groups.each == 1 ? rows : rows * groups.each;
+/// x weight^T, or x weight with `transposed`.
+Tensor product(const Tensor& x, const Tensor& weight, const Rows& rows, bool transposed) {
+  if (is_alone(weight)) return at::matmul(x, transposed ? weight[0] : weight[0].t());
+  if (!by_conv(weight)) return at::_grouped_mm(x, transposed ? weight : weight.transpose(1, 2), rows.ends());
+  const Tensor y = at::empty({x.size(0), weight.size(transposed ? 2 : 1)}, x.options());
+  C10_CUDA_CHECK(conv({.groups = rows.groups,
+                       .shape = linear_shape(weight),
+                       .transposed = transposed,
+                       .x = x.const_data_ptr(),
+                       .weight = weight.const_data_ptr(),
+                       .y = y.mutable_data_ptr()},
+                      stream()));
+  return y;
 }
+
+/// Whether at::_grouped_mm, a block of which takes all rows of an expert for a tile of 128 x 256 of its weights, has
+/// fewer of them than four for each multiprocessor. Then conv_weight is faster, which also cuts the rows.
+bool few_tiles(const Tensor& weight) {
+  const int64_t tiles = weight.size(0) * ((weight.size(1) + 127) / 128) * ((weight.size(2) + 255) / 256);
+  return tiles < 4 * at::cuda::getCurrentDeviceProperties()->multiProcessorCount;
+}
+
+/// grad^T a of each expert.
+Tensor weight_gradient(const Tensor& grad, const Tensor& a, const Tensor& weight, const Rows& rows) {
+  if (is_alone(weight)) return at::matmul(grad.t(), a).unsqueeze(0);
+  if (by_conv(weight) && few_tiles(weight)) {
+    const Tensor d_weight = at::empty_like(weight);
+    kernel::ConvWeight arguments{.groups = rows.groups,
+                                 .shape = linear_shape(weight),
+                                 .x = a.const_data_ptr(),
+                                 .grad = grad.const_data_ptr(),
+                                 .d_weight = d_weight.mutable_data_ptr()};
+    int64_t size = 0;
+    C10_CUDA_CHECK(conv_weight_partial(arguments, &size));
+    const Tensor partial = at::empty({size}, a.options().dtype(at::kFloat));
+    arguments.partial = partial.mutable_data_ptr<float>();
+    C10_CUDA_CHECK(conv_weight(arguments, stream()));
+    return d_weight;
+  }
+  const Tensor d_weight = at::_grouped_mm(grad.t(), a, rows.ends());
+  // A product over no rows is zero; the kernel does not promise it.
+  C10_CUDA_CHECK(zero_idle({.groups = rows.groups,
+                            .row_bytes = d_weight.size(1) * d_weight.size(2) * 2,
+                            .x = d_weight.mutable_data_ptr()},
+                           stream()));
+  return d_weight;
+}
+
+/// The longest sum for which the gate, forward with h kept and backward, goes into the product's epilogue. It moves more
+/// bytes than the product, whose tiles are smaller for it: with longer sums that costs what a pass of its own does.
+constexpr int64_t longest_fused = 1024;
 
 kernel::Activation kind(Activation activation) {
   return activation == Activation::gelu ? kernel::Activation::gelu : kernel::Activation::swiglu;
@@ -150,20 +221,22 @@ Tensor activated(const Tensor& h, Activation activation, int64_t width) {
 }
 
 Tensor linear_by_kernel(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& offsets,
-                        std::string_view activation) {
+                        std::string_view activation, const optional<Tensor>& activated_x) {
   check_linear(x, weight, bias, offsets, activation);
   const c10::cuda::CUDAGuard device(x.device());
-  if (!kernel_takes(takes(x, weight))) return linear_by_torch(x, weight, bias, offsets, activation);
-  const Tensor at = offsets.contiguous(), w = weight.contiguous();
-  const kernel::Groups rows = groups(x, at);
-  const Tensor a = activated(flat(x), layers::activation_named(activation), weight.size(2));
-  if (is_alone(w))
+  if (!kernel_takes(takes(x, weight))) return linear_by_torch(x, weight, bias, offsets, activation, activated_x);
+  const Tensor w = weight.contiguous();
+  const Rows rows = rows_of(x, offsets);
+  const Tensor a = activated_x && activated_x->defined()
+                       ? flat(*activated_x)
+                       : activated(flat(x), layers::activation_named(activation), weight.size(2));
+  if (is_alone(w))  // the bias in the product's epilogue
     return at::linear(a, w[0], bias && bias->defined() ? (*bias)[0] : Tensor())
         .view_symint(with_width(x, weight.sym_size(1)));
-  const Tensor y = at::_grouped_mm(a, w.transpose(1, 2), ends(rows, at));
+  const Tensor y = product(a, w, rows, /*transposed=*/false);
   if (bias && bias->defined()) {
     const Tensor b = bias->contiguous();
-    C10_CUDA_CHECK(add_bias({.groups = rows,
+    C10_CUDA_CHECK(add_bias({.groups = rows.groups,
                              .bias = b.const_data_ptr(),
                              .width = y.size(1),
                              .type = kernel::Type::bfloat16,
@@ -173,49 +246,63 @@ Tensor linear_by_kernel(const Tensor& x, const Tensor& weight, const optional<Te
   return y.view_symint(with_width(x, weight.sym_size(1)));
 }
 
+/// d_h of swiglu(h), and a computed anew, from the gradient of the layer that it goes into.
+std::pair<Tensor, Tensor> gate_backward(const Tensor& grad, const Tensor& h, const Tensor& weight, const Rows& rows) {
+  const Tensor d_h = at::empty_like(h), a = at::empty({h.size(0), weight.size(2)}, h.options());
+  C10_CUDA_CHECK(conv({.groups = rows.groups,
+                       .shape = linear_shape(weight),
+                       .transposed = true,
+                       .gated = true,
+                       .x = grad.const_data_ptr(),
+                       .weight = weight.const_data_ptr(),
+                       .y = d_h.mutable_data_ptr(),
+                       .h = h.data_ptr(),
+                       .a = a.mutable_data_ptr()},
+                      stream()));
+  return {d_h, a};
+}
+
 Gradients linear_backward_by_kernel(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& offsets,
                                     std::string_view activation, Needed needed) {
   const c10::cuda::CUDAGuard device(x.device());
   if (!kernel_takes(takes(x, weight) && grad.scalar_type() == x.scalar_type() && aligned(grad)))
     return linear_backward_by_torch(grad, x, weight, offsets, activation, needed);
   const Activation before = layers::activation_named(activation);
-  const Tensor at = offsets.contiguous(), w = weight.contiguous(), g = flat(grad), h = flat(x);
-  const kernel::Groups rows = groups(x, at);
-  const Tensor last = ends(rows, at);
+  const Tensor w = weight.contiguous(), g = flat(grad), h = flat(x);
+  const Rows rows = rows_of(x, offsets);
   Tensor d_x = at::empty({0}, x.options()), d_weight = d_x, d_bias = d_x;
   Tensor a = before == Activation::none ? h : Tensor();
   if (needed[0]) {
-    d_x = is_alone(w) ? at::matmul(g, w[0]) : at::_grouped_mm(g, w, last);
-    if (before != Activation::none) {
-      const Tensor d_a = d_x;
-      d_x = at::empty_like(h);
-      if (needed[1]) a = at::empty_like(d_a);
-      C10_CUDA_CHECK(activate_backward({.d_a = d_a.const_data_ptr(),
-                                        .h = h.const_data_ptr(),
-                                        .rows = h.size(0),
-                                        .width = d_a.size(1),
-                                        .activation = kind(before),
-                                        .type = kernel::Type::bfloat16,
-                                        .d_h = d_x.mutable_data_ptr(),
-                                        .a = a.defined() ? a.mutable_data_ptr() : nullptr},
-                                       stream()));
+    if (before == Activation::swiglu && by_conv(w) && w.size(1) <= longest_fused) {
+      std::tie(d_x, a) = gate_backward(g, h, w, rows);
+    } else {
+      d_x = product(g, w, rows, /*transposed=*/true);
+      if (before != Activation::none) {
+        const Tensor d_a = d_x;
+        d_x = at::empty_like(h);
+        if (needed[1]) a = at::empty_like(d_a);
+        C10_CUDA_CHECK(activate_backward({.d_a = d_a.const_data_ptr(),
+                                          .h = h.const_data_ptr(),
+                                          .rows = h.size(0),
+                                          .width = d_a.size(1),
+                                          .activation = kind(before),
+                                          .type = kernel::Type::bfloat16,
+                                          .d_h = d_x.mutable_data_ptr(),
+                                          .a = a.defined() ? a.mutable_data_ptr() : nullptr},
+                                         stream()));
+      }
     }
     d_x = d_x.view(x.sizes());
   }
   if (needed[1]) {
     if (!a.defined()) a = activated(h, before, weight.size(2));
-    d_weight = is_alone(w) ? at::matmul(g.t(), a).unsqueeze(0) : at::_grouped_mm(g.t(), a, last);
-    // A product over no rows is zero; the kernel does not promise it.
-    if (!is_alone(w)) C10_CUDA_CHECK(zero_idle({.groups = rows,
-                              .row_bytes = d_weight.size(1) * d_weight.size(2) * 2,
-                              .x = d_weight.mutable_data_ptr()},
-                             stream()));
+    d_weight = weight_gradient(g, a, w, rows);
   }
   if (needed[2]) {
     d_bias = at::empty({weight.size(0), weight.size(1)}, x.options());
     const Tensor partial =
-        at::empty({rows.pieces(kernel::column_sums_piece), weight.size(1)}, x.options().dtype(at::kFloat));
-    C10_CUDA_CHECK(column_sums({.groups = rows,
+        at::empty({rows.groups.pieces(kernel::column_sums_piece), weight.size(1)}, x.options().dtype(at::kFloat));
+    C10_CUDA_CHECK(column_sums({.groups = rows.groups,
                                 .x = g.const_data_ptr(),
                                 .width = g.size(1),
                                 .type = kernel::Type::bfloat16,
@@ -226,7 +313,9 @@ Gradients linear_backward_by_kernel(const Tensor& grad, const Tensor& x, const T
   return {d_x, d_weight, d_bias};
 }
 
-// -------------------------------------------------------------------------------------- the hidden layer in inference
+// --------------------------------------------------------------------------------------------------- the hidden layer
+
+using Kept = std::tuple<Tensor, Tensor>;  // h, swiglu(h)
 
 void check_swiglu(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
   check_linear(x, weight, std::nullopt, offsets, "none");
@@ -234,40 +323,51 @@ void check_swiglu(const Tensor& x, const Tensor& weight, const Tensor& offsets) 
               weight.sym_sizes());
 }
 
-Tensor swiglu_by_torch(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+Kept swiglu_kept_by_torch(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
   check_swiglu(x, weight, offsets);
-  return layers::activate(call<operators::GroupedLinear>(x, weight, std::nullopt, offsets, "none"), Activation::swiglu);
+  const Tensor h = call<operators::GroupedLinear>(x, weight, std::nullopt, offsets, "none", std::nullopt);
+  return {h, layers::activate(h, Activation::swiglu)};
 }
 
-/// Widest input for which the activation goes into the product's epilogue. Above, the hidden layer costs little beside
-/// the product, for which at::_grouped_mm is faster (docs/performance.md).
-constexpr int64_t widest_fused = 1024;
+Tensor swiglu_by_torch(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+  return std::get<1>(swiglu_kept_by_torch(x, weight, offsets));
+}
+
+/// swiglu(x weight^T); what goes into it is kept in h, unless that is undefined.
+Tensor gate(const Tensor& x, const Tensor& weight, const Tensor& h, const Rows& rows) {
+  const Tensor a = at::empty({x.size(0), weight.size(1) / 2}, x.options());
+  C10_CUDA_CHECK(conv({.groups = rows.groups,
+                       .shape = linear_shape(weight),
+                       .gated = true,
+                       .x = x.const_data_ptr(),
+                       .weight = weight.const_data_ptr(),
+                       .y = a.mutable_data_ptr(),
+                       .h = h.defined() ? h.mutable_data_ptr() : nullptr},
+                      stream()));
+  return a;
+}
+
+Kept swiglu_kept_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+  check_swiglu(x, weight, offsets);
+  const c10::cuda::CUDAGuard device(x.device());
+  if (!kernel_takes(takes(x, weight) && weight.size(1) % 16 == 0)) return swiglu_kept_by_torch(x, weight, offsets);
+  const Tensor in = flat(x), w = weight.contiguous();
+  const Rows rows = rows_of(x, offsets);
+  const bool fused = by_conv(w) && w.size(2) <= longest_fused;
+  const Tensor h = fused ? at::empty({in.size(0), w.size(1)}, x.options()) : product(in, w, rows, /*transposed=*/false);
+  const Tensor a = fused ? gate(in, w, h, rows) : activated(h, Activation::swiglu, w.size(1) / 2);
+  return {h.view_symint(with_width(x, w.size(1))), a.view_symint(with_width(x, w.size(1) / 2))};
+}
 
 Tensor swiglu_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
   check_swiglu(x, weight, offsets);
   const c10::cuda::CUDAGuard device(x.device());
   if (!kernel_takes(takes(x, weight) && weight.size(1) % 16 == 0)) return swiglu_by_torch(x, weight, offsets);
-  const int64_t hidden = weight.size(1) / 2;
-  // A linear layer is a convolution of images of one position.
-  const kernel::ConvShape shape{.height = 1,
-                                .width = 1,
-                                .in = static_cast<int>(weight.size(2)),
-                                .out = static_cast<int>(weight.size(1))};
-  if (weight.size(2) > widest_fused || !conv_takes(shape)) {
-    const Tensor h = linear_by_kernel(x, weight, std::nullopt, offsets, "none");
-    return activated(flat(h), Activation::swiglu, hidden).view_symint(with_width(x, hidden));
-  }
-  Tensor at = offsets.contiguous();
-  const kernel::Groups rows = groups(x, at);
-  if (rows.each > 1) at = at * rows.each;
-  const Tensor in = flat(x), w = weight.contiguous(), a = at::empty({in.size(0), hidden}, x.options());
-  C10_CUDA_CHECK(conv({.groups = {.offsets = at.const_data_ptr<int32_t>(), .experts = rows.experts, .rows = in.size(0)},
-                       .shape = shape,
-                       .gated = true,
-                       .x = in.const_data_ptr(),
-                       .weight = w.const_data_ptr(),
-                       .y = a.mutable_data_ptr()},
-                      stream()));
+  const Tensor in = flat(x), w = weight.contiguous();
+  const Rows rows = rows_of(x, offsets);
+  const int64_t hidden = w.size(1) / 2;
+  const Tensor a = by_conv(w) ? gate(in, w, {}, rows)
+                              : activated(product(in, w, rows, /*transposed=*/false), Activation::swiglu, hidden);
   return a.view_symint(with_width(x, hidden));
 }
 
@@ -276,17 +376,22 @@ Tensor swiglu_shapes(const Tensor& x, const Tensor& weight, const Tensor& offset
   return at::empty_symint(with_width(x, weight.sym_size(1) / 2), x.options());
 }
 
-Tensor swiglu_with_autocast(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+Kept swiglu_kept_shapes(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+  return {at::empty_symint(with_width(x, weight.sym_size(1)), x.options()), swiglu_shapes(x, weight, offsets)};
+}
+
+template <class Operator>
+auto swiglu_with_autocast(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCUDA);
   const auto type = at::autocast::get_autocast_dtype(at::kCUDA);
-  return call<operators::GroupedSwiGlu>(at::autocast::cached_cast(type, x, at::kCUDA),
-                                        at::autocast::cached_cast(type, weight, at::kCUDA), offsets);
+  return call<Operator>(at::autocast::cached_cast(type, x, at::kCUDA),
+                        at::autocast::cached_cast(type, weight, at::kCUDA), offsets);
 }
 
 // ------------------------------------------------------------------------------------------------ shapes and autograd
 
 Tensor linear_shapes(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& offsets,
-                     std::string_view activation) {
+                     std::string_view activation, const optional<Tensor>&) {
   check_linear(x, weight, bias, offsets, activation);
   return at::empty_symint(with_width(x, weight.sym_size(1)), x.options());
 }
@@ -307,12 +412,12 @@ struct GroupedLinearBackward {
 /// Keeps x alone, of before the activation.
 struct GroupedLinearFunction : Function<GroupedLinearFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const optional<Tensor>& bias,
-                        const Tensor& offsets, std::string_view activation) {
+                        const Tensor& offsets, std::string_view activation, const optional<Tensor>& activated_x) {
     const at::AutoDispatchBelowADInplaceOrView below;
     ctx->save_for_backward({x, weight, offsets});
     ctx->saved_data["activation"] = std::string(activation);
     ctx->saved_data["bias"] = bias && bias->defined();
-    return call<operators::GroupedLinear>(x, weight, bias, offsets, activation);
+    return call<operators::GroupedLinear>(x, weight, bias, offsets, activation, activated_x);
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const auto saved = ctx->get_saved_variables();
@@ -322,30 +427,58 @@ struct GroupedLinearFunction : Function<GroupedLinearFunction> {
                         ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(2)};
     const auto [d_x, d_weight, d_bias] = call<GroupedLinearBackward>(grads[0], saved[0], saved[1], saved[2],
                                                                      std::string_view(activation), needed);
-    return {needed[0] ? d_x : Tensor(), needed[1] ? d_weight : Tensor(), needed[2] ? d_bias : Tensor(), {}, {}};
+    return {needed[0] ? d_x : Tensor(), needed[1] ? d_weight : Tensor(), needed[2] ? d_bias : Tensor(), {}, {}, {}};
   }
 };
 
+/// Keeps x alone; swiglu(h) has no gradient of its own, since the layer that takes it gives that of h.
+struct GroupedSwiGluFunction : Function<GroupedSwiGluFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({x, weight, offsets});
+    ctx->set_materialize_grads(false);
+    const auto [h, a] = call<operators::GroupedSwiGluKept>(x, weight, offsets);
+    ctx->mark_non_differentiable({a});
+    return {h, a};
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    if (!grads[0].defined()) return {{}, {}, {}};
+    const auto saved = ctx->get_saved_variables();
+    const Needed needed{ctx->needs_input_grad(0), ctx->needs_input_grad(1), false};
+    const auto [d_x, d_weight, d_bias] =
+        call<GroupedLinearBackward>(grads[0], saved[0], saved[1], saved[2], std::string_view("none"), needed);
+    return {needed[0] ? d_x : Tensor(), needed[1] ? d_weight : Tensor(), {}};
+  }
+};
+
+Kept swiglu_kept_with_autograd(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+  const variable_list out = GroupedSwiGluFunction::apply(x, weight, offsets);
+  return {out[0], out[1]};
+}
+
 Tensor linear_with_autograd(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& offsets,
-                            std::string_view activation) {
-  return GroupedLinearFunction::apply(x, weight, bias, offsets, activation);
+                            std::string_view activation, const optional<Tensor>& activated_x) {
+  return GroupedLinearFunction::apply(x, weight, bias, offsets, activation, activated_x);
 }
 
 Tensor linear_with_autocast(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& offsets,
-                            std::string_view activation) {
+                            std::string_view activation, const optional<Tensor>& activated_x) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCUDA);
   const auto type = at::autocast::get_autocast_dtype(at::kCUDA);
   return call<operators::GroupedLinear>(
       at::autocast::cached_cast(type, x, at::kCUDA), at::autocast::cached_cast(type, weight, at::kCUDA),
       bias && bias->defined() ? optional(at::autocast::cached_cast(type, *bias, at::kCUDA)) : std::nullopt, offsets,
-      activation);
+      activation, activated_x);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(moecod, m) {
   m.def("grouped_swiglu(Tensor x, Tensor weight, Tensor offsets) -> Tensor");
-  m.def("grouped_linear(Tensor x, Tensor weight, Tensor? bias, Tensor offsets, str activation) -> Tensor");
+  m.def("grouped_swiglu_kept(Tensor x, Tensor weight, Tensor offsets) -> (Tensor h, Tensor a)");
+  m.def(
+      "grouped_linear(Tensor x, Tensor weight, Tensor? bias, Tensor offsets, str activation, Tensor? activated=None) -> "
+      "Tensor");
   m.def(
       "grouped_linear_backward(Tensor grad, Tensor x, Tensor weight, Tensor offsets, str activation, bool[3] needed) -> "
       "(Tensor d_x, Tensor d_weight, Tensor d_bias)");
@@ -353,31 +486,36 @@ TORCH_LIBRARY_FRAGMENT(moecod, m) {
 
 TORCH_LIBRARY_IMPL(moecod, CUDA, m) {
   m.impl("grouped_swiglu", &swiglu_by_kernel);
+  m.impl("grouped_swiglu_kept", &swiglu_kept_by_kernel);
   m.impl("grouped_linear", &linear_by_kernel);
   m.impl("grouped_linear_backward", &linear_backward_by_kernel);
 }
 
 TORCH_LIBRARY_IMPL(moecod, CPU, m) {
   m.impl("grouped_swiglu", &swiglu_by_torch);
+  m.impl("grouped_swiglu_kept", &swiglu_kept_by_torch);
   m.impl("grouped_linear", &linear_by_torch);
   m.impl("grouped_linear_backward", &linear_backward_by_torch);
 }
 
 TORCH_LIBRARY_IMPL(moecod, Meta, m) {
   m.impl("grouped_swiglu", &swiglu_shapes);
+  m.impl("grouped_swiglu_kept", &swiglu_kept_shapes);
   m.impl("grouped_linear", &linear_shapes);
   m.impl("grouped_linear_backward", &linear_backward_shapes);
 }
 
 TORCH_LIBRARY_IMPL(moecod, Autograd, m) {
   m.impl("grouped_linear", &linear_with_autograd);
+  m.impl("grouped_swiglu_kept", &swiglu_kept_with_autograd);
   m.impl("grouped_linear_backward", torch::autograd::autogradNotImplementedFallback());
   m.impl("grouped_swiglu", torch::autograd::autogradNotImplementedFallback());
 }
 
 TORCH_LIBRARY_IMPL(moecod, AutocastCUDA, m) {
   m.impl("grouped_linear", &linear_with_autocast);
-  m.impl("grouped_swiglu", &swiglu_with_autocast);
+  m.impl("grouped_swiglu", &swiglu_with_autocast<operators::GroupedSwiGlu>);
+  m.impl("grouped_swiglu_kept", &swiglu_with_autocast<operators::GroupedSwiGluKept>);
 }
 
 }  // namespace moecod::cuda

@@ -235,6 +235,86 @@ void run_images(const std::vector<int32_t>& offsets, int in, int out, int height
     require(t[e] == (offsets[e] < offsets[e + 1]), "statistics of experts with images moved once");
 }
 
+/// Linear layers of rows sorted by expert, as convolutions of images of one position: the product, its gradients, and the
+/// gate in its epilogue, forward and backward.
+void run_linear(const std::vector<int32_t>& offsets, int in, int out) {
+  const auto experts = static_cast<int>(offsets.size()) - 1;
+  const kernel::ConvShape shape{.height = 1, .width = 1, .in = in, .out = out};
+  if (!cuda::conv_takes(shape)) return;
+  const int64_t rows = offsets.back();
+  const int half = out / 2;
+  const Array<int32_t> bounds(offsets);
+  const kernel::Groups groups{.offsets = bounds.data(), .experts = experts, .rows = rows};
+  const Array<Bits> x(rounded(values(rows * in, 1))), w(rounded(values(int64_t(experts) * out * in, 2)));
+  const Array<Bits> grad(rounded(values(rows * out, 3))), kept(rounded(values(rows * 2 * in, 4)));
+  const Array<Bits> y(rows * out), d_x(rows * in), d_w(int64_t(experts) * out * in);
+  // Stored by TMA, which initcheck does not see; NaN is close to nothing.
+  const auto nothing = [](int64_t size) { return Array<Bits>(std::vector<Bits>(size, 0xffff)); };
+  const auto a = nothing(rows * half), again = nothing(rows * half), h = nothing(rows * out);
+  const auto d_h = nothing(rows * 2 * in), b = nothing(rows * in);
+  const kernel::Conv forward{.groups = groups, .shape = shape, .x = x.data(), .weight = w.data(), .y = y.data()};
+  check(cuda::conv(forward, nullptr), "conv of rows");
+  kernel::Conv gated = forward;
+  gated.gated = true;
+  gated.y = a.data();
+  check(cuda::conv(gated, nullptr), "conv, gated");
+  gated.y = again.data();
+  gated.h = h.data();
+  check(cuda::conv(gated, nullptr), "conv, gated and kept");
+  kernel::Conv backward = forward;
+  backward.transposed = true;
+  backward.x = grad.data();
+  backward.y = d_x.data();
+  check(cuda::conv(backward, nullptr), "conv of rows, transposed");
+  backward.gated = true;
+  backward.y = d_h.data();
+  backward.h = kept.data();
+  backward.a = b.data();
+  check(cuda::conv(backward, nullptr), "conv through the gate");
+  kernel::ConvWeight weight{
+      .groups = groups, .shape = shape, .x = x.data(), .grad = grad.data(), .d_weight = d_w.data()};
+  int64_t size = 0;
+  check(cuda::conv_weight_partial(weight, &size), "conv_weight_partial");
+  const Array<float> partial(size);
+  weight.partial = partial.data();
+  check(cuda::conv_weight(weight, nullptr), "conv_weight of rows");
+  check(cudaDeviceSynchronize(), "kernels");
+
+  const auto xs = widened(x.host()), ws = widened(w.host()), gs = widened(grad.host()), ks = widened(kept.host());
+  std::vector<float> ys(rows * out), dxs(rows * in), dws(int64_t(experts) * out * in), as(rows * half);
+  std::vector<float> dhs(rows * 2 * in), bs(rows * in);
+  for (int e = 0; e < experts; ++e)
+    for (int64_t n = offsets[e]; n < offsets[e + 1]; ++n)
+      for (int64_t o = 0; o < out; ++o)
+        for (int64_t i = 0; i < in; ++i) {
+          const int64_t by = (int64_t(e) * out + o) * in + i;
+          ys[n * out + o] += xs[n * in + i] * ws[by];
+          dxs[n * in + i] += gs[n * out + o] * ws[by];
+          dws[by] += gs[n * out + o] * xs[n * in + i];
+        }
+  const auto sigmoid = [](float g) { return 1 / (1 + std::exp(-g)); };
+  for (int64_t n = 0; n < rows; ++n) {
+    for (int64_t c = 0; c < half; ++c) {
+      const float g = ys[n * out + c];
+      as[n * half + c] = g * sigmoid(g) * ys[n * out + half + c];
+    }
+    for (int64_t c = 0; c < in; ++c) {
+      const float g = ks[n * 2 * in + c], u = ks[n * 2 * in + in + c], s = sigmoid(g), d = dxs[n * in + c];
+      bs[n * in + c] = g * s * u;
+      dhs[n * 2 * in + c] = d * u * s * (1 + g * (1 - s));
+      dhs[n * 2 * in + in + c] = d * g * s;
+    }
+  }
+  require_close(widened(y.host()), ys, "the product");
+  require_close(widened(d_x.host()), dxs, "the gradient of its rows");
+  require_close(widened(d_w.host()), dws, "the gradient of its weights");
+  require_close(widened(a.host()), as, "the gate");
+  require_close(widened(again.host()), as, "the gate, with what it takes kept");
+  require_close(widened(h.host()), ys, "what the gate takes");
+  require_close(widened(d_h.host()), dhs, "the gradient through the gate");
+  require_close(widened(b.host()), bs, "the gate computed anew");
+}
+
 /// Biases, their gradients, activations and zeros of rows sorted by expert.
 void run_rows(const std::vector<int32_t>& offsets, int64_t width, kernel::Activation activation) {
   const auto experts = static_cast<int>(offsets.size()) - 1;
@@ -432,6 +512,13 @@ int main() {
   run_images({0, 1, 4}, 24, 136, 5, 6);
   run_images({0, 1, 2}, 320, 320, 7, 5);
   run_images({0, 0, 3, 4}, 128, 72, 12, 12);
+  run_linear({0, 300, 300, 301, 560}, 72, 144);  // whole tiles, and pairs of them of two experts
+  run_linear({0, 0, 5}, 8, 16);
+  run_linear({0, 9000, 9001, 18000}, 8, 144);  // more tiles than blocks: clusters, tile after tile
+  run_linear({0, 128, 256, 257}, 200, 336);
+  std::vector<int32_t> single(151);  // several tiles a block
+  for (int e = 0; e <= 150; ++e) single[e] = e;
+  run_linear(single, 24, 272);
   for (const auto activation : {kernel::Activation::gelu, kernel::Activation::swiglu}) {
     run_rows({0, 3, 3, 700, 701}, 24, activation);
     run_rows({0, 0, 5}, 7, activation);

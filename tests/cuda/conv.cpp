@@ -1,6 +1,5 @@
 // moecod::grouped_conv2d and moecod::grouped_batch_norm against float64, expert by expert; the experts made of them.
 #include "moecod/expert/conv.hpp"
-#include "moecod/kernel/pieces.hpp"
 #include "moecod/layers/conv_norm.hpp"
 #include "moecod/moe/dispatch/batched.hpp"
 #include "moecod/moe/dispatch/grouped.hpp"
@@ -20,34 +19,6 @@ bool has_kernel() {
 #define MOECOD_NEEDS_HOPPER() \
   MOECOD_NEEDS_CUDA();        \
   if (!has_kernel()) GTEST_SKIP() << "the kernels need compute capability 9.0"
-
-TEST(Pieces, CoverEveryItemOnceAndKeepToOneExpert) {
-  for (const std::vector<int64_t>& images : std::vector<std::vector<int64_t>>{
-           {4, 0, 1, 3}, {0, 0, 5}, {1}, {2, 2, 0, 0}, {1, 1, 1, 1, 1, 1, 1}, {0, 90, 1}})
-    for (int64_t each : {1, 7, 64, 196})
-      for (int64_t size : {1, 64, 128, 1000}) {
-        const auto offsets = ends_of(images);
-        const auto experts = static_cast<int>(images.size());
-        const kernel::Groups groups{
-            .offsets = offsets.data(), .experts = experts, .rows = offsets.back(), .each = each};
-        int64_t next = 0;
-        for (int64_t i = 0; i < groups.pieces(size); ++i) {
-          const auto piece = kernel::find_piece(offsets.data(), experts, each, size, i);
-          if (piece.expert < 0) continue;
-          ASSERT_EQ(piece.begin, next);
-          ASSERT_LT(piece.begin, piece.end);
-          ASSERT_LE(piece.end - piece.begin, size);
-          ASSERT_GE(piece.begin, each * offsets[piece.expert]);
-          ASSERT_LE(piece.end, each * offsets[piece.expert + 1]);
-          const auto all = kernel::pieces_of(offsets.data(), piece.expert, each, size);
-          ASSERT_EQ(all.first, piece.first);
-          ASSERT_EQ(all.count, piece.count);
-          ASSERT_EQ(piece.begin, all.begin + (i - all.first) * size);
-          next = piece.end;
-        }
-        ASSERT_EQ(next, groups.items()) << "the bound on pieces holds, and they cover all";
-      }
-}
 
 /// y, d_x, d_weight.
 Tensors results(const at::Tensor& y, const Tensors& inputs) {

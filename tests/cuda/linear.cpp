@@ -29,7 +29,7 @@ Tensors results(const at::Tensor& y, const Tensors& inputs) {
 
 Tensors by_operator(const Tensors& in, const at::Tensor& offsets, Activation activation) {
   const at::Tensor y = operators::find<operators::GroupedLinear>()->call(
-      in[0], in[1], in.size() > 2 ? std::optional(in[2]) : std::nullopt, offsets, name_of(activation));
+      in[0], in[1], in.size() > 2 ? std::optional(in[2]) : std::nullopt, offsets, name_of(activation), std::nullopt);
   return results(y, in);
 }
 
@@ -91,6 +91,12 @@ TEST(GroupedLinear, EqualsFloat64_CUDA) {
       compare({5, 0, 9}, 24, 40, activation, bias, at::kBFloat16, true, /*middle=*/7);
     }
   compare(std::vector<int64_t>(128, 3), 320, 1280, Activation::none, true, at::kBFloat16, true);
+  // Neighbouring tiles of one expert and of two, several tiles a block, widths that are no multiple of a tile's.
+  for (Activation activation : {Activation::none, Activation::swiglu}) {
+    compare({1280, 0, 1, 2999, 127, 129, 128}, 328, 1288, activation, false, at::kBFloat16, true);
+    compare({3000, 0, 1, 2000}, 1288, 328, activation, false, at::kBFloat16, true);
+    compare({300, 1, 0, 128}, 136, 1160, activation, false, at::kBFloat16, true);
+  }
 }
 
 TEST(GroupedLinear, OtherTypesAndOddWidthsFallBack_CUDA) {
@@ -125,7 +131,8 @@ TEST(GroupedLinear, RepeatsBitwiseAndDoesNotWait_CUDA) {
   const at::Tensor offsets = offsets_of({1000, 0, 7, 993, 500, 500});
   const at::Tensor seed = at::ones({3000, 128}, on(at::kBFloat16));
   const auto step = [&] {
-    const at::Tensor y = operators::find<operators::GroupedLinear>()->call(in[0], in[1], in[2], offsets, "swiglu");
+    const at::Tensor y =
+        operators::find<operators::GroupedLinear>()->call(in[0], in[1], in[2], offsets, "swiglu", std::nullopt);
     Tensors out{y};
     for (const at::Tensor& grad : torch::autograd::grad({y}, {in[0], in[1], in[2]}, {seed})) out.push_back(grad);
     return out;
@@ -160,6 +167,40 @@ TEST(GroupedSwiGlu, EqualsFloat64_CUDA) {
       exact.push_back(layers::activate(
           at::linear(x.slice(0, begin, begin + rows[e]).to(at::kDouble), w[e].to(at::kDouble)), Activation::swiglu));
     EXPECT_LE(relative_error(got, at::cat(exact)), 1e-2) << experts << " experts, " << in << " to " << hidden;
+  }
+}
+
+/// y and the gradients of x and the weights of SwiGLU experts.
+Tensors by_swiglu(expert::SwiGlu<layers::Stacked>& expert, const at::Tensor& x, const at::Tensor& offsets) {
+  Tensors inputs = expert.parameters();
+  inputs.push_back(x);
+  return results(expert.forward(x, layers::Stacked::Group::sorted(offsets)), inputs);
+}
+
+TEST(SwiGlu, EqualsFloat64_CUDA) {
+  MOECOD_NEEDS_CUDA();
+  torch::manual_seed(7);
+  using Case = std::tuple<std::vector<int64_t>, int64_t, int64_t>;
+  for (const auto& [rows, channels, hidden] : std::vector<Case>{{{1280, 0, 1, 2999, 127, 129, 128}, 320, 328},
+                                                                {{37, 0, 1, 300, 64, 0}, 64, 128},
+                                                                {{5, 0, 9}, 24, 40},
+                                                                {{256}, 8, 8},
+                                                                {{3, 250, 7}, 1032, 136},
+                                                                {std::vector<int64_t>(128, 3), 128, 200}}) {
+    SCOPED_TRACE(::testing::Message() << rows.size() << " experts, " << channels << " and " << hidden);
+    const auto experts = static_cast<int64_t>(rows.size());
+    int64_t all = 0;
+    for (int64_t n : rows) all += n;
+    expert::SwiGlu<layers::Stacked> expert({.channels = channels, .hidden = hidden}, layers::Stacked{experts});
+    for (auto& p : expert.parameters()) p.data().normal_(0, 1 / std::sqrt(static_cast<double>(p.size(2))));
+    expert.to(at::kCUDA, at::kBFloat16);
+    const at::Tensor x = at::randn({all, channels}, on(at::kBFloat16)).set_requires_grad(true);
+    const at::Tensor offsets = offsets_of(rows);
+    const Tensors got = by_swiglu(expert, x, offsets);
+    if (has_kernel()) expect_repeats([&] { return by_swiglu(expert, x, offsets); });
+    expert.to(at::kDouble);
+    const Tensors exact = by_swiglu(expert, x.detach().to(at::kDouble).set_requires_grad(true), offsets);
+    for (std::size_t i = 0; i < got.size(); ++i) EXPECT_LE(relative_error(got[i], exact[i]), 1e-2) << i;
   }
 }
 

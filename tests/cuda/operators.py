@@ -120,6 +120,17 @@ class Operators:
         want = self.experts(lambda rows, e: silu(rows @ w[e, :5].T) * (rows @ w[e, 5:].T), x)
         torch.testing.assert_close(ops.grouped_swiglu(x, w, self.offsets()), want)
 
+    def test_grouped_swiglu_kept(self):
+        x, up = self.normal(11, 6, grad=True), self.normal(4, 10, 6, grad=True)
+        down = self.normal(4, 7, 5, grad=True)
+        silu = torch.nn.functional.silu
+        h, a = ops.grouped_swiglu_kept(x, up, self.offsets())
+        self.assertFalse(a.requires_grad)
+        got = ops.grouped_linear(h, down, None, self.offsets(), "swiglu", a)
+        want = self.experts(
+            lambda rows, e: (silu(rows @ up[e, :5].T) * (rows @ up[e, 5:].T)) @ down[e].T, x)
+        self.check(got, want, (x, up, down))
+
     def test_grouped_conv2d(self):
         x, w = self.normal(11, 4, 6, 5, grad=True), self.normal(4, 3, 4, 3, 3, grad=True)
         got, _ = ops.grouped_conv2d(x, w, self.offsets(), [2, 1], [2, 1], False)
@@ -192,6 +203,7 @@ class Operators:
         opcheck(ops.grouped_linear, (self.normal(11, 12, grad=True), self.normal(4, 5, 6, grad=True),
                                      self.normal(4, 5, grad=True), offsets, "swiglu"))
         opcheck(ops.grouped_swiglu, (self.normal(11, 6), self.normal(4, 10, 6), offsets))
+        opcheck(ops.grouped_swiglu_kept, (self.normal(11, 6, grad=True), self.normal(4, 10, 6, grad=True), offsets))
         images = self.normal(11, 4, 6, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
         with torch.backends.cudnn.flags(allow_tf32=False):  # or two runs of the fallback differ by its rounding
             opcheck(ops.grouped_conv2d, (images, self.normal(4, 3, 4, 3, 3, grad=True), offsets, [1, 1], [1, 1], False))

@@ -41,15 +41,23 @@ struct Combine {
 
 struct GroupedLinear {
   static constexpr const char* name = "moecod::grouped_linear";
-  /// (x, weight, bias, offsets, activation) -> activation(x) weight^T + bias, of each row's expert
+  /// (x, weight, bias, offsets, activation, activation(x) where it is there already) -> activation(x) weight^T + bias,
+  /// of each row's expert
   using signature = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
-                               const at::Tensor&, std::string_view);
+                               const at::Tensor&, std::string_view, const std::optional<at::Tensor>&);
 };
 
 struct GroupedSwiGlu {
   static constexpr const char* name = "moecod::grouped_swiglu";
   /// (x, weight, offsets) -> silu(g) u of [g, u] = x weight^T, of each row's expert; without gradients
   using signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&);
+};
+
+struct GroupedSwiGluKept {
+  static constexpr const char* name = "moecod::grouped_swiglu_kept";
+  /// (x, weight, offsets) -> h = x weight^T of each row's expert, and silu(g) u of [g, u] = h. The gradient goes through
+  /// h: the second is for GroupedLinear, which takes both.
+  using signature = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&);
 };
 
 struct GroupedConv2d {

@@ -33,7 +33,8 @@ class SwiGlu : public torch::nn::Module {
 
   at::Tensor forward(const at::Tensor& x, const typename Layers::Group& group = {}) {
     if (!at::GradMode::is_enabled()) return down_->forward(up_->forward_swiglu(x, group), group);
-    return down_->forward(up_->forward(x, group), group, layers::Activation::swiglu);
+    const auto [h, a] = up_->forward_swiglu_kept(x, group);
+    return down_->forward(h, group, layers::Activation::swiglu, a);
   }
 
  private:

@@ -21,7 +21,7 @@ enum class Gate : int { softmax_top_k, top_k_softmax, sigmoid };
 /// Element types of rows; arithmetic is in float32.
 enum class Type : int { float32, bfloat16, float16 };
 
-inline constexpr int max_experts = 256;  ///< that select and plan take
+inline constexpr int max_experts = 256;  ///< that select, plan and conv take
 inline constexpr int max_per_row = 8;    ///< that select takes
 
 struct SelectForward {
@@ -181,14 +181,20 @@ struct ConvShape {
 
 /// y = conv(x, weight of the image's expert); with `transposed` the gradient of its input: x is then the output's
 /// gradient and y the input's.
+///
+/// `gated`: y = silu(g) u, [g, u] = conv, halves of its channels, which are kept in h unless it is null. With
+/// `transposed`, the input was such an a = silu(g) u, and y becomes the gradient of h = [g, u], which is read, and a is
+/// computed anew. No moments.
 struct Conv {
   Groups groups;  ///< each: set by the launch
   ConvShape shape;
   bool transposed = false;
-  bool gated = false;            ///< y[c] = silu(conv[c]) * conv[out / 2 + c], which halves its channels; no moments
+  bool gated = false;
   const void* x = nullptr;       ///< [M, H, W, in]
   const void* weight = nullptr;  ///< [E, out, kh, kw, in]
   void* y = nullptr;             ///< [M, H', W', out]
+  void* h = nullptr;             ///< gated: [M, H', W', out], or transposed [M, H, W, 2 in]
+  void* a = nullptr;             ///< gated and transposed: [M, H, W, in]
   /// Mean, and sum of squares about it, of each channel over each piece of conv_piece() positions of one
   /// expert, [pieces, 2, channels]; or null.
   float* moments = nullptr;

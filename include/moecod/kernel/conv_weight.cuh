@@ -1,5 +1,8 @@
 #pragma once
-#include "moecod/kernel/conv.cuh"
+#include <algorithm>
+
+#include "moecod/kernel/hopper.cuh"
+#include "moecod/kernel/piece_table.cuh"
 
 /// The gradient of a grouped convolution's weights.
 ///
@@ -26,7 +29,7 @@ struct ConvWeightTuning {
   static constexpr uint32_t block = 64 * 128;  // bytes of 64 positions, 64 channels
   static constexpr uint32_t stage = (grad_blocks + x_blocks) * block;
   static constexpr int in_flight = stage * stages > 229376 ? 2 : stages;
-  static constexpr uint32_t dynamic = in_flight * stage + 1024;
+  static uint32_t dynamic(int experts) { return in_flight * stage + 1024 + (experts + 1) * 4; }
 };
 
 struct ConvWeightWork {
@@ -35,7 +38,7 @@ struct ConvWeightWork {
   int taps_right, taps, right, down;
   int low_right, low_down;
   int out_width;
-  int64_t piece;  // positions a piece, a multiple of 64
+  int piece;  // positions a piece, a multiple of 64
   __nv_bfloat16* d_weight;
   float* partial;
   __host__ __device__ int in_blocks() const { return (in + 63) / 64; }
@@ -43,7 +46,8 @@ struct ConvWeightWork {
 };
 
 #if MOECOD_HOPPER_CODE
-template <class Tuning>
+/// `RowsAlone`: positions are rows of a matrix, and x's map is one.
+template <class Tuning, bool RowsAlone>
 __device__ __forceinline__ void conv_weight_load(const CUtensorMap& x_map, const CUtensorMap& grad_map,
                                                  const ConvWeightWork& work, const Piece& piece, int channel,
                                                  int first_block, uint8_t* tiles, uint64_t* full, uint64_t* empty) {
@@ -73,15 +77,20 @@ __device__ __forceinline__ void conv_weight_load(const CUtensorMap& x_map, const
     to += Tuning::grad_blocks * Tuning::block;
 #pragma unroll
     for (int i = 0; i < Tuning::x_blocks; ++i)
-      if (i < blocks)
-        hopper::load_columns(to + i * Tuning::block, x_map, &full[stage], source[i] & 0xffff, w + work.low_right,
-                             h + work.low_down, n, source[i] >> 16 & 0xff, source[i] >> 24);
-    position += 64;
-    for (w += 64; w >= work.out_width; w -= work.out_width)
-      if (++h == height) {
-        h = 0;
-        ++n;
+      if (i < blocks) {
+        if constexpr (RowsAlone)
+          hopper::load_box(to + i * Tuning::block, x_map, &full[stage], source[i] & 0xffff, position);
+        else
+          hopper::load_columns(to + i * Tuning::block, x_map, &full[stage], source[i] & 0xffff, w + work.low_right,
+                               h + work.low_down, n, source[i] >> 16 & 0xff, source[i] >> 24);
       }
+    position += 64;
+    if constexpr (!RowsAlone)
+      for (w += 64; w >= work.out_width; w -= work.out_width)
+        if (++h == height) {
+          h = 0;
+          ++n;
+        }
     if (++stage == Tuning::in_flight) {
       stage = 0;
       parity ^= 1;
@@ -90,21 +99,22 @@ __device__ __forceinline__ void conv_weight_load(const CUtensorMap& x_map, const
 }
 #endif
 
-template <class Tuning>
+template <class Tuning, bool RowsAlone>
 __global__ void __launch_bounds__(Tuning::threads, 1)
     conv_weight(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap grad_map,
                 const ConvWeightWork work, int row_tiles, int column_tiles) {
 #if MOECOD_HOPPER_CODE
   extern __shared__ uint8_t raw[];
   __shared__ uint64_t full[Tuning::in_flight], empty[Tuning::in_flight];
-  __shared__ Piece piece;
   uint8_t* tiles = raw + (1024 - hopper::shared_address(raw) % 1024) % 1024;
   const int column_tile = static_cast<int>(blockIdx.x % column_tiles), rest = blockIdx.x / column_tiles;
   const int channel = rest % row_tiles * 64 * Tuning::grad_blocks, first_block = column_tile * Tuning::x_blocks;
-  const int64_t index = rest / row_tiles;
+  const int index = rest / row_tiles;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (threadIdx.x == 0) {
-    piece = find_piece(work.groups.offsets, work.groups.experts, work.groups.each, work.piece, index);
+  auto* first = reinterpret_cast<int32_t*>(tiles + Tuning::in_flight * Tuning::stage);
+  const PieceTable table{first, work.groups, work.piece};
+  if (warp == 0) table.fill();
+  if (threadIdx.x == 32) {
     for (int i = 0; i < Tuning::in_flight; ++i) {
       hopper::barrier_init(&full[i], 1);
       hopper::barrier_init(&empty[i], Tuning::workers / 32);
@@ -112,11 +122,12 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
     hopper::barrier_init_done();
   }
   __syncthreads();
-  if (piece.expert < 0) return;
+  if (index >= table.pieces()) return;
+  const Piece piece = table.find(index);
   if (warp >= Tuning::workers / 32) {
     hopper::fewer_registers<40>();
     if (warp == Tuning::workers / 32 && lane == 0)
-      conv_weight_load<Tuning>(x_map, grad_map, work, piece, channel, first_block, tiles, full, empty);
+      conv_weight_load<Tuning, RowsAlone>(x_map, grad_map, work, piece, channel, first_block, tiles, full, empty);
   } else {
     hopper::more_registers<232>();
     const int warpgroup = warp / 4;
@@ -145,7 +156,7 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
 #pragma unroll
       for (int k = 0; k < 4; ++k)
         hopper::multiply<Tuning::columns, true, true>(sums, hopper::across_k(grad + 2048 * k, Tuning::block),
-                                                      hopper::across_k(x + 2048 * k, Tuning::block), Tuning::block);
+                                                      hopper::across_k(x + 2048 * k, Tuning::block), Tuning::block, 1);
       hopper::multiply_commit();
       hopper::multiply_wait<1>();
       if (lane == 0 && step > 0) hopper::barrier_arrive(&empty[(step - 1) % Tuning::in_flight]);
@@ -180,9 +191,11 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
 
 /// Adds the sums of an expert's pieces; writes zeros where it has none, nothing where it has one.
 static __global__ void __launch_bounds__(256) add_pieces(const ConvWeightWork work) {
-  __shared__ Piece piece;
-  if (threadIdx.x == 0) piece = pieces_of(work.groups.offsets, blockIdx.y, work.groups.each, work.piece);
+  extern __shared__ int32_t first[];
+  const PieceTable table{first, work.groups, work.piece};
+  if (threadIdx.x < 32) table.fill();
   __syncthreads();
+  const Piece piece = table.of(blockIdx.y);
   if (piece.count == 1) return;
   const int64_t size = int64_t(work.out) * work.taps * work.in, vectors = size / 4;
   for (int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x; i < vectors; i += int64_t(gridDim.x) * 256) {
@@ -221,7 +234,7 @@ inline ConvWeightWork conv_weight_work(const ConvWeight& a) {
 
 struct ConvWeightTiles {
   int rows, columns;
-  int64_t piece;  // positions a piece
+  int piece;  // positions a piece
 };
 
 /// The tiles of all weights, and pieces such that there are `turns` tiles for each multiprocessor.
@@ -233,29 +246,51 @@ ConvWeightTiles conv_weight_tiles(const ConvWeightWork& work, int processors, in
   const int64_t all = int64_t(tiles.rows) * tiles.columns;
   const int64_t wanted = all < turns * processors ? turns * processors / all : 1;
   const int64_t size = (work.groups.items() + wanted - 1) / wanted;
-  tiles.piece = ((size < 1024 ? 1024 : size) + 63) / 64 * 64;
+  tiles.piece = static_cast<int>(((size < 1024 ? 1024 : size) + 63) / 64 * 64);
   return tiles;
 }
 
-/// Calls f with the tuning and its tiles. Small tiles and pieces balance the device; where pieces would be short,
-/// writing and adding their sums costs more than that, so tiles are large and most experts one piece.
+/// Cycles, about, where experts have evenly much; products run at three quarters of their peak. Where experts are one
+/// piece each, whole turns; else all steps, a quarter of a piece for what the last turn leaves idle, and the sums of the
+/// pieces, out and in.
+template <class Tuning>
+int64_t conv_weight_cost(const ConvWeightWork& work, const ConvWeightTiles& tiles, int processors) {
+  constexpr int64_t step = 346 * Tuning::columns;
+  const int64_t experts = work.groups.experts, items = work.groups.items(), each = (items + experts - 1) / experts;
+  const int64_t pieces = (each + tiles.piece - 1) / tiles.piece, all = int64_t(tiles.rows) * tiles.columns;
+  if (pieces <= 1) return (experts * all + processors - 1) / processors * (each + 63) / 64 * step;
+  const int64_t sums = experts * pieces * work.out * work.taps * work.in * 8;
+  return (items / 64 * all / processors + tiles.piece / 256) * step + sums / 1000;
+}
+
+/// Calls f with the tuning and its tiles, the cheapest of three and one to three turns.
 template <class F>
 cudaError_t with_conv_weight_tuning(const ConvWeightWork& work, F&& f) {
-  constexpr int64_t short_piece = 6000;
   int processors = 0;
   if (const cudaError_t error = multiprocessors(&processors)) return error;
   if (work.out <= 64) {
     using Narrow = ConvWeightTuning<3, true>;
     return f(Narrow{}, conv_weight_tiles<Narrow>(work, processors, 3));
   }
-  using Small = ConvWeightTuning<3, false>;
-  using Four = ConvWeightTuning<4, false>;
-  using Five = ConvWeightTuning<5, false>;
-  if (const ConvWeightTiles tiles = conv_weight_tiles<Small>(work, processors, 3); tiles.piece >= short_piece)
-    return f(Small{}, tiles);
-  const int blocks = work.blocks();
-  if ((blocks + 4) / 5 * 5 <= (blocks + 3) / 4 * 4) return f(Five{}, conv_weight_tiles<Five>(work, processors, 1));
-  return f(Four{}, conv_weight_tiles<Four>(work, processors, 1));
+  int64_t least = INT64_MAX;
+  int columns = 0;
+  ConvWeightTiles best{};
+  const auto consider = [&]<class Tuning>(Tuning) {
+    for (int turns = 1; turns <= 3; ++turns) {
+      const ConvWeightTiles tiles = conv_weight_tiles<Tuning>(work, processors, turns);
+      const int64_t cost = conv_weight_cost<Tuning>(work, tiles, processors);
+      if (cost >= least) continue;
+      least = cost;
+      columns = Tuning::columns;
+      best = tiles;
+    }
+  };
+  consider(ConvWeightTuning<3, false>{});
+  consider(ConvWeightTuning<4, false>{});
+  consider(ConvWeightTuning<5, false>{});
+  return columns == 3   ? f(ConvWeightTuning<3, false>{}, best)
+         : columns == 4 ? f(ConvWeightTuning<4, false>{}, best)
+                        : f(ConvWeightTuning<5, false>{}, best);
 }
 
 }  // namespace detail
@@ -269,36 +304,49 @@ inline cudaError_t conv_weight_partial(const ConvWeight& a, int64_t* size) {
   });
 }
 
+namespace detail {
+
+template <class Tuning>
+cudaError_t launch_conv_weight(const ConvWeight& a, ConvWeightWork work, const ConvWeightTiles& tiles,
+                               cudaStream_t stream) {
+  const ConvShape& s = a.shape;
+  const bool rows_alone = s.taps() == 1;
+  work.piece = tiles.piece;
+  if (work.groups.rows > 0) {
+    int upper[2];
+    for (int i = 0; i < 2; ++i) upper[i] = s.padding[i] - s.dilation[i] * (s.kernel[i] - 1);
+    const int lower[] = {-s.padding[0], -s.padding[1]};
+    CUtensorMap x_map, grad_map;
+    if (const cudaError_t error =
+            rows_alone
+                ? hopper::tiled_map<2>(&x_map, a.x, {uint64_t(s.in), uint64_t(work.groups.items())}, {64, 64})
+                : hopper::columns_map(&x_map, a.x, a.groups.rows, s.height, s.width, s.in, lower, upper, 64))
+      return error;
+    if (const cudaError_t error = hopper::tiled_map<2>(
+            &grad_map, a.grad, {uint64_t(s.out), uint64_t(work.groups.items())}, {64, 64}))
+      return error;
+    const auto kernel = rows_alone ? conv_weight<Tuning, true> : conv_weight<Tuning, false>;
+    const uint32_t dynamic = Tuning::dynamic(a.groups.experts);
+    if (const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                       cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic))
+      return error;
+    const auto blocks = static_cast<unsigned>(work.groups.pieces(work.piece) * tiles.rows * tiles.columns);
+    kernel<<<blocks, Tuning::threads, dynamic, stream>>>(x_map, grad_map, work, tiles.rows, tiles.columns);
+    if (const cudaError_t error = cudaGetLastError()) return error;
+  }
+  const int64_t size = int64_t(work.out) * work.taps * work.in;
+  const auto each = static_cast<unsigned>(std::min<int64_t>((size / 4 + 255) / 256, 1 + 2048 / a.groups.experts));
+  add_pieces<<<dim3(each, a.groups.experts), 256, (a.groups.experts + 1) * 4, stream>>>(work);
+  return cudaGetLastError();
+}
+
+}  // namespace detail
+
 /// Two launches.
 inline cudaError_t conv_weight(const ConvWeight& a, cudaStream_t stream) {
-  detail::ConvWeightWork work = detail::conv_weight_work(a);
-  const ConvShape& s = a.shape;
+  const detail::ConvWeightWork work = detail::conv_weight_work(a);
   return detail::with_conv_weight_tuning(work, [&](auto tuning, const detail::ConvWeightTiles& tiles) {
-    using Tuning = decltype(tuning);
-    work.piece = tiles.piece;
-    if (work.groups.rows > 0) {
-      int upper[2];
-      for (int i = 0; i < 2; ++i) upper[i] = s.padding[i] - s.dilation[i] * (s.kernel[i] - 1);
-      const int lower[] = {-s.padding[0], -s.padding[1]};
-      CUtensorMap x_map, grad_map;
-      if (const cudaError_t error =
-              hopper::columns_map(&x_map, a.x, a.groups.rows, s.height, s.width, s.in, lower, upper, 64))
-        return error;
-      if (const cudaError_t error = hopper::tiled_map<2>(
-              &grad_map, a.grad, {uint64_t(s.out), uint64_t(work.groups.items())}, {64, 64}))
-        return error;
-      const auto kernel = detail::conv_weight<Tuning>;
-      if (const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                                         cudaFuncAttributeMaxDynamicSharedMemorySize, Tuning::dynamic))
-        return error;
-      const auto blocks = static_cast<unsigned>(work.groups.pieces(work.piece) * tiles.rows * tiles.columns);
-      kernel<<<blocks, Tuning::threads, Tuning::dynamic, stream>>>(x_map, grad_map, work, tiles.rows, tiles.columns);
-      if (const cudaError_t error = cudaGetLastError()) return error;
-    }
-    const int64_t size = int64_t(work.out) * work.taps * work.in, most = (size / 4 + 255) / 256;
-    const dim3 blocks(static_cast<unsigned>(most < 512 ? most : 512), a.groups.experts);
-    detail::add_pieces<<<blocks, 256, 0, stream>>>(work);
-    return cudaGetLastError();
+    return detail::launch_conv_weight<decltype(tuning)>(a, work, tiles, stream);
   });
 }
 

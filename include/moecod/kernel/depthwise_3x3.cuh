@@ -1,7 +1,7 @@
 #pragma once
 #include "moecod/kernel/activation.cuh"
 #include "moecod/kernel/columns.cuh"
-#include "moecod/kernel/pieces.hpp"
+#include "moecod/kernel/pieces.cuh"
 
 /// Depthwise convolutions by 3x3 filters at stride 1 with padding 1, what transformers with convolutional feed-forward
 /// layers have most of. (depthwise.cuh takes every filter.)

@@ -118,6 +118,26 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity)
         : "r"(shared_address(barrier)), "r"(parity)
         : "memory");
 }
+
+// --- clusters of two blocks, which read and write each other's shared memory
+
+/// All threads of both blocks: what either wrote to shared memory before is seen by both after.
+__device__ __forceinline__ void cluster_barrier() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+/// Arrives at the barrier that lies at the same place in block `rank` of the cluster. Not a release at the cluster's
+/// scope, which would wait for the thread's stores to global memory each time: it says that wgmma has read a tile.
+__device__ __forceinline__ void barrier_arrive(uint64_t* barrier, int rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+      "}\n" ::"r"(shared_address(barrier)),
+      "r"(rank)
+      : "memory");
+}
+
 /// A barrier of `threads` threads of the block, of the sixteen that it has.
 __device__ __forceinline__ void named_barrier(int index, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(index), "r"(threads) : "memory");
@@ -151,6 +171,38 @@ __device__ __forceinline__ void load_box(void* to, const CUtensorMap& map, uint6
       "[%2];" ::"r"(shared_address(to)),
       "l"(&map), "r"(shared_address(barrier)), "r"(x0), "r"(x1), "r"(x2), "r"(x3)
       : "memory");
+}
+__device__ __forceinline__ void load_box(void* to, const CUtensorMap& map, uint64_t* barrier, int x0, int x1, int x2) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(
+          shared_address(to)),
+      "l"(&map), "r"(shared_address(barrier)), "r"(x0), "r"(x1), "r"(x2)
+      : "memory");
+}
+/// The same to both blocks of a cluster: to the same place, and counted by the barrier there.
+__device__ __forceinline__ void load_box_for_both(void* to, const CUtensorMap& map, uint64_t* barrier, int x0, int x1,
+                                                  int x2, int x3) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, "
+      "%4, %5, %6}], [%2], %7;" ::"r"(shared_address(to)),
+      "l"(&map), "r"(shared_address(barrier)), "r"(x0), "r"(x1), "r"(x2), "r"(x3), "h"(uint16_t{3})
+      : "memory");
+}
+/// Brings a box to L2 alone.
+__device__ __forceinline__ void prefetch_box(const CUtensorMap& map, int x0, int x1, int x2) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(&map), "r"(x0), "r"(x1),
+               "r"(x2)
+               : "memory");
+}
+/// The other way; what lies outside of the tensor is not written.
+__device__ __forceinline__ void store_box(const CUtensorMap& map, const void* from, int x0, int x1, int x2) {
+  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(&map),
+               "r"(shared_address(from)), "r"(x0), "r"(x1), "r"(x2)
+               : "memory");
+}
+/// Waits until this thread's stores have read what they store.
+__device__ __forceinline__ void stores_read() {
+  asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
 }
 /// Consecutive positions from (h, w) of image n, at the tap that lies (down, right) of the first.
 __device__ __forceinline__ void load_columns(void* to, const CUtensorMap& map, uint64_t* barrier, int channel, int w,
@@ -194,42 +246,48 @@ __device__ __forceinline__ void settle(float (&d)[Size]) {
 #define MOECOD_FOUR(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define MOECOD_EIGHT(d, i) MOECOD_FOUR(d, i), MOECOD_FOUR(d, i + 4)
 
-/// d [64, 64] += A B; four registers a row of eight columns.
+/// d [64, 64] = A B + (accumulate ? d : 0); four registers a row of eight columns.
 template <bool TransposedA, bool TransposedB>
-__device__ __forceinline__ void multiply_64(float* d, uint64_t a, uint64_t b) {
+__device__ __forceinline__ void multiply_64(float* d, uint64_t a, uint64_t b, int accumulate) {
   asm volatile(
       "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %34, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "%32, %33, 1, 1, 1, %34, %35;\n"
+      "%32, %33, p, 1, 1, %35, %36;\n"
       "}\n"
       : MOECOD_EIGHT(d, 0), MOECOD_EIGHT(d, 8), MOECOD_EIGHT(d, 16), MOECOD_EIGHT(d, 24)
-      : "l"(a), "l"(b), "n"(int(TransposedA)), "n"(int(TransposedB)));
+      : "l"(a), "l"(b), "r"(accumulate), "n"(int(TransposedA)), "n"(int(TransposedB)));
 }
 
-/// d [64, 128] += A B; four registers a row of eight columns.
+/// d [64, 128] = A B + (accumulate ? d : 0); four registers a row of eight columns.
 template <bool TransposedA, bool TransposedB>
-__device__ __forceinline__ void multiply_128(float* d, uint64_t a, uint64_t b) {
+__device__ __forceinline__ void multiply_128(float* d, uint64_t a, uint64_t b, int accumulate) {
   asm volatile(
       "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %66, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
       "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
       "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, 1, 1, 1, %66, %67;\n"
+      "%64, %65, p, 1, 1, %67, %68;\n"
       "}\n"
       : MOECOD_EIGHT(d, 0), MOECOD_EIGHT(d, 8), MOECOD_EIGHT(d, 16), MOECOD_EIGHT(d, 24), MOECOD_EIGHT(d, 32),
         MOECOD_EIGHT(d, 40), MOECOD_EIGHT(d, 48), MOECOD_EIGHT(d, 56)
-      : "l"(a), "l"(b), "n"(int(TransposedA)), "n"(int(TransposedB)));
+      : "l"(a), "l"(b), "r"(accumulate), "n"(int(TransposedA)), "n"(int(TransposedB)));
 }
 
-/// d [64, 192] += A B; four registers a row of eight columns.
+/// d [64, 192] = A B + (accumulate ? d : 0); four registers a row of eight columns.
 template <bool TransposedA, bool TransposedB>
-__device__ __forceinline__ void multiply_192(float* d, uint64_t a, uint64_t b) {
+__device__ __forceinline__ void multiply_192(float* d, uint64_t a, uint64_t b, int accumulate) {
   asm volatile(
       "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %98, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
@@ -237,19 +295,21 @@ __device__ __forceinline__ void multiply_192(float* d, uint64_t a, uint64_t b) {
       "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
       "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
       "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95}, "
-      "%96, %97, 1, 1, 1, %98, %99;\n"
+      "%96, %97, p, 1, 1, %99, %100;\n"
       "}\n"
       : MOECOD_EIGHT(d, 0), MOECOD_EIGHT(d, 8), MOECOD_EIGHT(d, 16), MOECOD_EIGHT(d, 24), MOECOD_EIGHT(d, 32),
         MOECOD_EIGHT(d, 40), MOECOD_EIGHT(d, 48), MOECOD_EIGHT(d, 56), MOECOD_EIGHT(d, 64), MOECOD_EIGHT(d, 72),
         MOECOD_EIGHT(d, 80), MOECOD_EIGHT(d, 88)
-      : "l"(a), "l"(b), "n"(int(TransposedA)), "n"(int(TransposedB)));
+      : "l"(a), "l"(b), "r"(accumulate), "n"(int(TransposedA)), "n"(int(TransposedB)));
 }
 
-/// d [64, 256] += A B; four registers a row of eight columns.
+/// d [64, 256] = A B + (accumulate ? d : 0); four registers a row of eight columns.
 template <bool TransposedA, bool TransposedB>
-__device__ __forceinline__ void multiply_256(float* d, uint64_t a, uint64_t b) {
+__device__ __forceinline__ void multiply_256(float* d, uint64_t a, uint64_t b, int accumulate) {
   asm volatile(
       "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %130, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
@@ -259,30 +319,31 @@ __device__ __forceinline__ void multiply_256(float* d, uint64_t a, uint64_t b) {
       "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
       "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
       "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
-      "%128, %129, 1, 1, 1, %130, %131;\n"
+      "%128, %129, p, 1, 1, %131, %132;\n"
       "}\n"
       : MOECOD_EIGHT(d, 0), MOECOD_EIGHT(d, 8), MOECOD_EIGHT(d, 16), MOECOD_EIGHT(d, 24), MOECOD_EIGHT(d, 32),
         MOECOD_EIGHT(d, 40), MOECOD_EIGHT(d, 48), MOECOD_EIGHT(d, 56), MOECOD_EIGHT(d, 64), MOECOD_EIGHT(d, 72),
         MOECOD_EIGHT(d, 80), MOECOD_EIGHT(d, 88), MOECOD_EIGHT(d, 96), MOECOD_EIGHT(d, 104), MOECOD_EIGHT(d, 112),
         MOECOD_EIGHT(d, 120)
-      : "l"(a), "l"(b), "n"(int(TransposedA)), "n"(int(TransposedB)));
+      : "l"(a), "l"(b), "r"(accumulate), "n"(int(TransposedA)), "n"(int(TransposedB)));
 }
 
 #undef MOECOD_EIGHT
 #undef MOECOD_FOUR
 
-/// d [64, 64 Blocks] += A B, B being `block` bytes further for every 64 columns.
+/// d [64, 64 Blocks] = A B + (accumulate ? d : 0), B being `block` bytes further for every 64 columns.
 template <int Blocks, bool TransposedA, bool TransposedB>
-__device__ __forceinline__ void multiply(float* d, uint64_t a, uint64_t b, uint32_t block) {
+__device__ __forceinline__ void multiply(float* d, uint64_t a, uint64_t b, uint32_t block, int accumulate) {
   if constexpr (Blocks >= 4) {
-    multiply_256<TransposedA, TransposedB>(d, a, b);
-    if constexpr (Blocks > 4) multiply<Blocks - 4, TransposedA, TransposedB>(d + 128, a, b + (4 * block >> 4), block);
+    multiply_256<TransposedA, TransposedB>(d, a, b, accumulate);
+    if constexpr (Blocks > 4)
+      multiply<Blocks - 4, TransposedA, TransposedB>(d + 128, a, b + (4 * block >> 4), block, accumulate);
   } else if constexpr (Blocks == 3) {
-    multiply_192<TransposedA, TransposedB>(d, a, b);
+    multiply_192<TransposedA, TransposedB>(d, a, b, accumulate);
   } else if constexpr (Blocks == 2) {
-    multiply_128<TransposedA, TransposedB>(d, a, b);
+    multiply_128<TransposedA, TransposedB>(d, a, b, accumulate);
   } else {
-    multiply_64<TransposedA, TransposedB>(d, a, b);
+    multiply_64<TransposedA, TransposedB>(d, a, b, accumulate);
   }
 }
 

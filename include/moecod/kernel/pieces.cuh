@@ -1,21 +1,50 @@
 #pragma once
+#include "moecod/kernel/arguments.hpp"
 #include "moecod/kernel/device.cuh"
-#include "moecod/kernel/pieces.hpp"
 
-/// Pieces found by a block's first warp, whose lanes read the offsets side by side: what a block does before anything else
+/// Items sorted by expert, cut into pieces of one expert each, without the host knowing where experts begin: experts in
+/// their order, each cut every `size` items from its first.
+///
+/// A block's first warp finds its piece, whose lanes read the offsets side by side: what a block does before anything else
 /// should not be a chain of reads as long as there are experts.
 namespace moecod::kernel {
+
+/// A run of items of one expert.
+struct Piece {
+  int expert = -1;
+  int64_t begin = 0, end = 0;  ///< items; empty where there is no such piece
+  int64_t first = 0;           ///< the number of the expert's first piece
+  int64_t count = 0;           ///< pieces of the expert
+};
+
+/// Pieces of so many items. Division of 64 bits is slow on a GPU, and there is one an expert.
+__device__ __forceinline__ int64_t pieces_in(int64_t items, int64_t size) {
+  const int64_t last = items + size - 1;
+  return last < int64_t(1) << 32 ? static_cast<uint32_t>(last) / static_cast<uint32_t>(size) : last / size;
+}
+
+/// The expert of a row: the last that begins at it or before. O(log E).
+__device__ __forceinline__ int expert_of(const int32_t* offsets, int experts, int64_t row) {
+  int low = 0, high = experts;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    (offsets[middle] <= row ? low : high) = middle;
+  }
+  return low;
+}
 
 namespace detail {
 
 /// Calls f(e, begin, end, count, first) in the lane of each expert, 32 at a time, until it returns true in one; that lane, or
-/// -1. begin, end: the expert's items; count: its pieces; first: the number of the first. All lanes of the warp call it.
+/// -1. begin, end: the expert's items; count: its pieces; first: the number of the first. All lanes of the warp call it; those
+/// behind the last expert have one without items.
 template <class F>
-__device__ __forceinline__ int find_expert(const int32_t* offsets, int experts, int64_t each, int64_t size, F&& f) {
+__device__ __forceinline__ int find_expert(const Groups& groups, int64_t size, F&& f) {
   const int lane = threadIdx.x % 32;
   int first = 0;
-  for (int e = lane; e - lane < experts; e += 32) {
-    const int64_t begin = e < experts ? each * offsets[e] : 0, end = e < experts ? each * offsets[e + 1] : 0;
+  for (int e = lane; e - lane < groups.experts; e += 32) {
+    const bool is_one = e < groups.experts;
+    const int64_t begin = is_one ? groups.each * groups.offsets[e] : 0, end = is_one ? groups.each * groups.offsets[e + 1] : 0;
     const int count = static_cast<int>(pieces_in(end - begin, size));
     int sum = count;
 #pragma unroll
@@ -44,17 +73,16 @@ __device__ __forceinline__ Piece piece_of_lane(const Piece& mine, int lane) {
 
 }  // namespace detail
 
-/// find_piece, for a block that begins with it.
+/// The piece of that number, or one of expert -1 behind the last. For a block that begins with it.
 __device__ __forceinline__ const Piece& find_piece_of_block(const Groups& groups, int64_t size, int64_t index) {
   __shared__ Piece piece;
   if (threadIdx.x < 32) {
     Piece mine;
-    const int lane = detail::find_expert(
-        groups.offsets, groups.experts, groups.each, size, [&](int e, int64_t begin, int64_t end, int count, int first) {
-          const int64_t from = begin + (index - first) * size;
-          mine = {e, from, from + size < end ? from + size : end, first, count};
-          return index >= first && index < first + count;
-        });
+    const int lane = detail::find_expert(groups, size, [&](int e, int64_t begin, int64_t end, int count, int first) {
+      const int64_t from = begin + (index - first) * size;
+      mine = {e, from, from + size < end ? from + size : end, first, count};
+      return index >= first && index < first + count;
+    });
     const Piece found = detail::piece_of_lane(mine, lane);
     if (threadIdx.x == 0) piece = found;
   }
@@ -62,16 +90,15 @@ __device__ __forceinline__ const Piece& find_piece_of_block(const Groups& groups
   return piece;
 }
 
-/// pieces_of, for a block that begins with it.
+/// All items of an expert, the number of its first piece and how many it has. For a block that begins with it.
 __device__ __forceinline__ const Piece& pieces_of_block(const Groups& groups, int expert, int64_t size) {
   __shared__ Piece piece;
   if (threadIdx.x < 32) {
     Piece mine;
-    const int lane = detail::find_expert(groups.offsets, groups.experts, groups.each, size,
-                                         [&](int e, int64_t begin, int64_t end, int count, int first) {
-                                           mine = {e, begin, end, first, count};
-                                           return e == expert;
-                                         });
+    const int lane = detail::find_expert(groups, size, [&](int e, int64_t begin, int64_t end, int count, int first) {
+      mine = {e, begin, end, first, count};
+      return e == expert;
+    });
     const Piece found = detail::piece_of_lane(mine, lane);
     if (threadIdx.x == 0) piece = found;
   }

@@ -5,6 +5,7 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <cmath>
+#include <utility>
 
 #include "moecod/layers/activation.hpp"
 #include "moecod/layers/stack.hpp"
@@ -35,12 +36,13 @@ class Linear : public torch::nn::Module, public Decays {
     }
   }
 
+  /// `activated`: a(x), where it is there already; the gradient goes through x all the same.
   at::Tensor forward(const at::Tensor& x, const typename Layers::Group& group = {},
-                     Activation before = Activation::none) {
+                     Activation before = Activation::none, const at::Tensor& activated = {}) {
     if constexpr (Layers::stacked) {
       if (const auto* grouped = find_grouped<operators::GroupedLinear>(x, group))
         return grouped->call(x, weight, bias.defined() ? std::optional(bias) : std::nullopt, group.offsets,
-                             name_of(before));
+                             name_of(before), activated.defined() ? std::optional(activated) : std::nullopt);
       const at::Tensor in = activate(x, before);
       const Slices w(weight, group), b(bias, group);
       return for_each_expert(in, group,
@@ -48,7 +50,7 @@ class Linear : public torch::nn::Module, public Decays {
     } else {
       if (const auto* op = operators::find<operators::GroupedLinear>(); op && sums_bias_gradients(x))
         return op->call(x, as_stacked<Layers>(weight), as_stacked<Layers>(bias), offsets_of<Layers>(x, group),
-                        name_of(before));
+                        name_of(before), activated.defined() ? std::optional(activated) : std::nullopt);
       return at::linear(activate(x, before), weight, bias);
     }
   }
@@ -61,6 +63,18 @@ class Linear : public torch::nn::Module, public Decays {
         return grouped->call(x, weight, group.offsets);
     }
     return activate(forward(x, group), Activation::swiglu);
+  }
+
+  /// h = forward(x), and for sorted rows on CUDA activate(h, swiglu), both of which the next layer's forward takes.
+  /// Else the second is undefined, and that layer computes it.
+  std::pair<at::Tensor, at::Tensor> forward_swiglu_kept(const at::Tensor& x, const typename Layers::Group& group = {}) {
+    if constexpr (Layers::stacked) {
+      if (const auto* grouped = find_grouped<operators::GroupedSwiGluKept>(x, group); grouped && !bias.defined()) {
+        const auto [h, a] = grouped->call(x, weight, group.offsets);
+        return {h, a};
+      }
+    }
+    return {forward(x, group), {}};
   }
 
   at::Tensor weight, bias;

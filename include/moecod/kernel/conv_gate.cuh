@@ -1,0 +1,155 @@
+#pragma once
+#include "moecod/kernel/activation.cuh"
+#include "moecod/kernel/conv_epilogue.cuh"
+
+/// The gate of a SwiGLU expert, a = silu(g) u with [g, u] = h, in the epilogue of the product before it, and its
+/// backward pass in that of the product that gives the gradient of a.
+///
+/// Both move more bytes than the product itself. So tiles come and go through shared memory, by TMA, which one thread
+/// of the loading warpgroup asks for: the workers go on with the next tile while the last is stored. A stage holds
+/// blocks of 128 rows and 64 channels, swizzled as TMA does, of g, u and a in this order.
+namespace moecod::kernel::detail {
+
+MOECOD_HOST_DEVICE constexpr bool is_gate(ConvKind kind) {
+  return kind != ConvKind::plain && kind != ConvKind::transposed;
+}
+
+/// What a kind holds in shared memory beside the products' tiles.
+template <class Tuning, ConvKind Kind>
+struct GateStage {
+  static_assert(Tuning::rows == 1);
+  static constexpr int blocks = Kind == ConvKind::gate_backward ? Tuning::columns : Tuning::columns / 2;  // a matrix
+  static constexpr bool keeps = Kind != ConvKind::gated;                                                  // has g and u
+  static constexpr uint32_t block = 128 * 128, a_at = keeps ? 2 * blocks * block : 0, bytes = a_at + blocks * block;
+};
+
+#if MOECOD_HOPPER_CODE
+
+/// Of each 64 channels, so that some are loaded and stored while the workers are at others.
+struct GateBarriers {
+  uint64_t ready[4];   // the stage may be written; with the backward pass, it holds h
+  uint64_t staged[4];  // the workers have written it
+};
+
+/// One thread's work: the loads of h and all stores.
+template <class Tuning, ConvKind Kind>
+__device__ __forceinline__ void gate_move(const ConvMaps& maps, const ConvWork& work, const PieceTable& table,
+                                          int tiles, int rank, uint8_t* stage, GateBarriers& barriers) {
+  using Stage = GateStage<Tuning, Kind>;
+  const auto tile_at = [&](int number) {
+    return conv_tile<Tuning>(table, work.column_tiles, 64 * Stage::blocks, number, rank);
+  };
+  const auto prepare = [&](const ConvTile& tile, int b) {
+    if constexpr (Kind == ConvKind::gate_backward) {
+      hopper::barrier_expect(&barriers.ready[b], 2 * Stage::block);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        hopper::load_box(stage + (i / 2 * Stage::blocks + b) * Stage::block + i % 2 * Stage::block / 2, maps.h,
+                         &barriers.ready[b], tile.channel + 64 * b, i / 2,
+                         static_cast<int>(tile.piece.begin) + i % 2 * 64);
+    } else {
+      hopper::barrier_arrive(&barriers.ready[b]);
+    }
+  };
+  int number = blockIdx.x / 2;
+  if (number >= tiles) return;
+  ConvTile tile = tile_at(number);
+#pragma unroll
+  for (int b = 0; b < Stage::blocks; ++b) prepare(tile, b);
+  for (uint32_t parity = 0;; parity ^= 1) {
+    number += gridDim.x / 2;
+    const ConvTile next = number < tiles ? tile_at(number) : tile;
+#pragma unroll
+    for (int b = 0; b < Stage::blocks; ++b) {
+      hopper::barrier_wait(&barriers.staged[b], parity);
+      if (tile.rows() == Tuning::positions) {  // else the workers have stored it
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const uint8_t* from = stage + b * Stage::block + half * Stage::block / 2;
+          const int channel = tile.channel + 64 * b, row = static_cast<int>(tile.piece.begin) + 64 * half;
+          if constexpr (Stage::keeps) {
+            hopper::store_box(maps.d_h, from, channel, 0, row);
+            hopper::store_box(maps.d_h, from + Stage::blocks * Stage::block, channel, 1, row);
+          }
+          hopper::store_box(maps.a, from + Stage::a_at, channel, 0, row);
+        }
+        hopper::stores_read();
+      }
+      if (number < tiles) prepare(next, b);
+    }
+    if (number >= tiles) return;
+    tile = next;
+  }
+}
+
+/// A warpgroup's rows of 64 channels of a tile within which the piece ends: TMA would write into the next expert's. Other
+/// warps read a row than wrote it.
+template <class Tuning, ConvKind Kind>
+__device__ __forceinline__ void gate_store_rows(const ConvWork& work, const ConvTile& tile, const uint8_t* stage,
+                                                int b) {
+  using Stage = GateStage<Tuning, Kind>;
+  const int warpgroup = threadIdx.x / 128, thread = threadIdx.x % 128, first = 64 * warpgroup, n = work.out;
+  hopper::named_barrier(1 + warpgroup, 128);
+  for (int i = thread; i < 64 * 8; i += 128) {
+    const int row = first + i / 8, chunk = i % 8, channel = tile.channel + 64 * b + 8 * chunk;
+    if (row >= tile.rows() || channel >= n) continue;
+    const auto* from = reinterpret_cast<const uint4*>(stage + b * Stage::block + row * 128 + (chunk ^ row % 8) * 16);
+    const int64_t at = (tile.piece.begin + row) * n + channel, at_h = 2 * (tile.piece.begin + row) * n + channel;
+    if constexpr (Stage::keeps) {
+      *reinterpret_cast<uint4*>(work.h + at_h) = from[0];
+      *reinterpret_cast<uint4*>(work.h + at_h + n) = from[Stage::blocks * Stage::block / 16];
+    }
+    *reinterpret_cast<uint4*>(work.y + at) = from[Stage::a_at / 16];
+  }
+  hopper::named_barrier(1 + warpgroup, 128);
+}
+
+/// A worker's part of a tile.
+template <class Tuning, ConvKind Kind>
+__device__ __forceinline__ void gate_finish(const ConvWork& work, const ConvTile& tile,
+                                            const float (&sums)[Tuning::rows][32 * Tuning::columns], uint8_t* stage,
+                                            GateBarriers& barriers, uint32_t parity) {
+  using Stage = GateStage<Tuning, Kind>;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+  for (int b = 0; b < Stage::blocks; ++b) {
+    hopper::barrier_wait(&barriers.ready[b], parity);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint8_t* row = stage + b * Stage::block + (16 * warp + 8 * half + lane / 4) * 128 + lane % 4 * 4;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        uint8_t* here = row + (j ^ lane / 4) * 16;
+        auto& g = *reinterpret_cast<uint32_t*>(here);
+        auto& u = *reinterpret_cast<uint32_t*>(here + Stage::blocks * Stage::block);
+        auto& a = *reinterpret_cast<uint32_t*>(here + Stage::a_at);
+        const int k = 32 * b + 4 * j + 2 * half;
+        const float x = sums[0][k], y = sums[0][k + 1];
+        if constexpr (Kind == ConvKind::gate_backward) {
+          const float2 gs = unpack(g), us = unpack(u);
+          float2 as, d_g, d_u;
+          SwiGlu::backward(x, gs.x, us.x, as.x, d_g.x, d_u.x);
+          SwiGlu::backward(y, gs.y, us.y, as.y, d_g.y, d_u.y);
+          g = pack(d_g.x, d_g.y);
+          u = pack(d_u.x, d_u.y);
+          a = pack(as.x, as.y);
+        } else {
+          const float v = sums[0][32 * Stage::blocks + k], w = sums[0][32 * Stage::blocks + k + 1];
+          if constexpr (Stage::keeps) {
+            g = pack(x, y);
+            u = pack(v, w);
+          }
+          a = pack(SwiGlu::forward(x, v), SwiGlu::forward(y, w));
+        }
+      }
+    }
+    if (tile.rows() < Tuning::positions) gate_store_rows<Tuning, Kind>(work, tile, stage, b);
+    hopper::publish_stores();
+    __syncwarp();
+    if (lane == 0) hopper::barrier_arrive(&barriers.staged[b]);
+  }
+}
+
+#endif
+
+}  // namespace moecod::kernel::detail
