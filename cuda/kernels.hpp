@@ -37,12 +37,10 @@ cudaError_t conv_weight(const kernel::ConvWeight& arguments, cudaStream_t stream
 cudaError_t depthwise(const kernel::Depthwise& arguments, cudaStream_t stream);
 cudaError_t depthwise_weight(const kernel::DepthwiseWeight& arguments, cudaStream_t stream);
 
-bool depthwise_3x3_takes(int64_t channels, int64_t images, int height);
+bool depthwise_3x3_takes(int64_t channels, int64_t images, int height, int width);
 cudaError_t depthwise_3x3(const kernel::Depthwise3x3& arguments, cudaStream_t stream);
 cudaError_t depthwise_3x3_backward(const kernel::Depthwise3x3Backward& arguments, cudaStream_t stream);
 
-/// Whether rows of such a width are taken, where they can be read in vectors of 16 bytes.
-bool layer_norm_takes(int64_t width, kernel::Type type);
 cudaError_t layer_norm(const kernel::LayerNorm& arguments, cudaStream_t stream);
 cudaError_t layer_norm_backward(const kernel::LayerNormBackward& arguments, cudaStream_t stream);
 

@@ -4,7 +4,6 @@
 
 namespace moecod::cuda {
 
-bool layer_norm_takes(int64_t width, kernel::Type type) { return kernel::layer_norm_takes(width, type); }
 cudaError_t layer_norm(const kernel::LayerNorm& arguments, cudaStream_t stream) {
   return kernel::layer_norm(arguments, stream);
 }

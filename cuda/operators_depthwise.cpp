@@ -62,7 +62,9 @@ bool takes(const Tensor& x, const Tensor& weight, IntArrayRef padding, IntArrayR
 }
 
 /// [E, C, 1, kh, kw] as [E, kh, kw, C], contiguous.
-Tensor channels_behind(const Tensor& weight) { return weight.squeeze(2).permute({0, 2, 3, 1}).contiguous(); }
+Tensor channels_behind(const Tensor& weight) {
+  return readable(weight.squeeze(2).permute({0, 2, 3, 1}).contiguous());
+}
 
 Tensor by_torch(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& offsets,
                 IntArrayRef padding, IntArrayRef dilation, bool gelu) {
@@ -79,8 +81,8 @@ Tensor by_torch(const Tensor& x, const Tensor& weight, const optional<Tensor>& b
 /// Whether the kernels of 3x3 filters take what the general ones do.
 bool is_3x3(const Tensor& x, const Tensor& weight, IntArrayRef padding, IntArrayRef dilation) {
   const auto all = [](IntArrayRef pair, int64_t value) { return pair[0] == value && pair[1] == value; };
-  return all(weight.sizes().slice(3), 3) && all(padding, 1) && all(dilation, 1) && aligned(x) &&
-         depthwise_3x3_takes(x.size(1), x.size(0), static_cast<int>(x.size(2)));
+  return all(weight.sizes().slice(3), 3) && all(padding, 1) && all(dilation, 1) &&
+         depthwise_3x3_takes(x.size(1), x.size(0), static_cast<int>(x.size(2)), static_cast<int>(x.size(3)));
 }
 
 /// A convolution of a kernel's own size and type, all in the format that it reads.
@@ -175,15 +177,15 @@ Gradients backward_by_torch(const Tensor& grad, const Tensor& x, const Tensor& w
   return asked(d_x, d_weight, d_bias, x);
 }
 
-/// The gradients of filters and biases, [E, taps + 1, C], and with `d_x` by the same kernel that of x.
-Tensor weight_gradients(const Call& c, const Tensor& grad, const Tensor& d_x) {
+/// The gradients of filters and biases, [E, taps + 1, C], and into `d_x`, where it is there, by the same kernel that of x.
+Tensor weight_gradients(const Call& c, const Tensor& grad, bool by_3x3, const Tensor& d_x) {
   const int64_t taps = c.shape.taps(), channels = c.shape.out;
   const kernel::Groups images = groups(grad, c.offsets);
   const Tensor both = at::empty({c.weight.size(0), taps + 1, channels}, c.x.options());
-  const int64_t pieces = d_x.defined() ? c.x.size(0) * kernel::depthwise_3x3_strips(c.shape.height)
-                                       : images.pieces(kernel::column_sums_piece);
+  const int64_t pieces = by_3x3 ? c.x.size(0) * kernel::depthwise_3x3_strips(c.shape.height)
+                                : images.pieces(kernel::column_sums_piece);
   const Tensor partial = at::empty({pieces, taps + 1, channels}, c.x.options().dtype(at::kFloat));
-  if (d_x.defined())
+  if (by_3x3)
     C10_CUDA_CHECK(depthwise_3x3_backward({.groups = images,
                                            .height = c.shape.height,
                                            .width = c.shape.width,
@@ -193,7 +195,7 @@ Tensor weight_gradients(const Call& c, const Tensor& grad, const Tensor& d_x) {
                                            .x = c.x.const_data_ptr(),
                                            .weight = c.weight.const_data_ptr(),
                                            .partial = partial.mutable_data_ptr<float>(),
-                                           .d_x = d_x.mutable_data_ptr(),
+                                           .d_x = d_x.defined() ? d_x.mutable_data_ptr() : nullptr,
                                            .d_weight = both.mutable_data_ptr()},
                                           stream()));
   else
@@ -225,18 +227,18 @@ Gradients backward_by_kernel(const Tensor& grad, const Tensor& x, const Tensor& 
   const Tensor g = gelu ? convolve(c, by_3x3) : c.grad;
   Tensor d_x, d_weight, d_bias, both;
   if (by_3x3 && of_weights) {
-    d_x = at::empty(x.sizes(), x.options().memory_format(channels_last));
-    both = weight_gradients(c, g, d_x);
+    if (needed[0]) d_x = at::empty(x.sizes(), x.options().memory_format(channels_last));
+    both = weight_gradients(c, g, by_3x3, d_x);
   } else {
     if (needed[0])
       d_x = convolve({.x = g, .weight = c.weight, .bias = {}, .offsets = c.offsets, .shape = c.shape, .transposed = true},
                      by_3x3);
-    if (of_weights) both = weight_gradients(c, g, {});
+    if (of_weights) both = weight_gradients(c, g, by_3x3, {});
   }
   const int64_t taps = c.shape.taps();
   if (needed[1]) d_weight = both.slice(1, 0, taps).transpose(1, 2).reshape(weight.sizes()).contiguous();
   if (needed[2]) d_bias = both.select(1, taps).clone();
-  return asked(needed[0] ? d_x : Tensor(), d_weight, d_bias, x);
+  return asked(d_x, d_weight, d_bias, x);
 }
 
 Gradients backward_shapes(const Tensor&, const Tensor& x, const Tensor& weight, const optional<Tensor>&, const Tensor&,

@@ -77,7 +77,7 @@ Gradients backward_by_torch(const Tensor& grad, const Tensor& x, const Tensor& w
 
 bool takes(const Tensor& x) {
   const auto type = kernel_type(x);
-  return type && layer_norm_takes(x.size(-1), *type);
+  return type && kernel::layer_norm_takes(x.size(-1), *type);
 }
 
 Tensor by_kernel(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& offsets, double eps) {

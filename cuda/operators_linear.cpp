@@ -118,10 +118,13 @@ Gradients linear_backward_by_torch(const Tensor& grad, const Tensor& x, const Te
 
 // ------------------------------------------------------------------------------------------------------ by the kernels
 
+/// Whether there is one expert, whose products are LibTorch's own.
+bool is_alone(const Tensor& weight) { return weight.size(0) == 1; }
+
 /// What one of the kernels takes, with the offsets on the device.
 bool takes(const Tensor& x, const Tensor& weight) {
   const int major = at::cuda::getCurrentDeviceProperties()->major;
-  return x.scalar_type() == at::kBFloat16 && (major == 9 || major == 10) && weight.size(1) % 8 == 0 &&
+  return x.scalar_type() == at::kBFloat16 && (is_alone(weight) || major == 9 || major == 10) && weight.size(1) % 8 == 0 &&
          weight.size(2) % 8 == 0 && weight.size(0) < 1024 && x.numel() > 0 && aligned(x) && aligned(weight);
 }
 
@@ -147,9 +150,6 @@ kernel::ConvShape linear_shape(const Tensor& weight) {
 bool by_conv(const Tensor& weight) {
   return weight.size(0) <= kernel::max_experts && conv_takes(linear_shape(weight));
 }
-
-/// Whether there is one expert, whose products are LibTorch's own.
-bool is_alone(const Tensor& weight) { return weight.size(0) == 1; }
 
 /// x weight^T, or x weight with `transposed`.
 Tensor product(const Tensor& x, const Tensor& weight, const Rows& rows, bool transposed) {
@@ -220,13 +220,18 @@ Tensor activated(const Tensor& h, Activation activation, int64_t width) {
   return a;
 }
 
+/// Those of a linear layer. Of one expert nothing but the sums over columns asks for them, which take items a row.
+Rows linear_rows(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+  return is_alone(weight) ? Rows{offsets, groups_of(offsets, x.size(0), items_a_row(x))} : rows_of(x, offsets);
+}
+
 Tensor linear_by_kernel(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& offsets,
                         std::string_view activation, const optional<Tensor>& activated_x) {
   check_linear(x, weight, bias, offsets, activation);
   const c10::cuda::CUDAGuard device(x.device());
   if (!kernel_takes(takes(x, weight))) return linear_by_torch(x, weight, bias, offsets, activation, activated_x);
   const Tensor w = weight.contiguous();
-  const Rows rows = rows_of(x, offsets);
+  const Rows rows = linear_rows(x, weight, offsets);
   const Tensor a = activated_x && activated_x->defined()
                        ? flat(*activated_x)
                        : activated(flat(x), layers::activation_named(activation), weight.size(2));
@@ -269,11 +274,11 @@ Gradients linear_backward_by_kernel(const Tensor& grad, const Tensor& x, const T
     return linear_backward_by_torch(grad, x, weight, offsets, activation, needed);
   const Activation before = layers::activation_named(activation);
   const Tensor w = weight.contiguous(), g = flat(grad), h = flat(x);
-  const Rows rows = rows_of(x, offsets);
+  const Rows rows = linear_rows(x, weight, offsets);
   Tensor d_x = at::empty({0}, x.options()), d_weight = d_x, d_bias = d_x;
   Tensor a = before == Activation::none ? h : Tensor();
   if (needed[0]) {
-    if (before == Activation::swiglu && by_conv(w) && w.size(1) <= longest_fused) {
+    if (before == Activation::swiglu && !is_alone(w) && by_conv(w) && w.size(1) <= longest_fused) {
       std::tie(d_x, a) = gate_backward(g, h, w, rows);
     } else {
       d_x = product(g, w, rows, /*transposed=*/true);

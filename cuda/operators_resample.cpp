@@ -24,6 +24,7 @@ using c10::SymInt;
 
 void check_maps(const char* name, const Tensor& maps, const SymInt& height, const SymInt& width) {
   TORCH_CHECK(maps.dim() == 4, name, ": maps must be [B, C, height, width], got ", maps.sym_sizes());
+  TORCH_CHECK(maps.sym_size(2) > 0 && maps.sym_size(3) > 0, name, ": maps must have pixels, got ", maps.sym_sizes());
   TORCH_CHECK(height > 0 && width > 0, name, ": height and width must be positive, got ", height, " and ", width);
 }
 
@@ -36,7 +37,7 @@ void check_index(const Tensor& grad, const Tensor& index) {
 bool takes(const Tensor& grad, int64_t height, int64_t width) {
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
   const int64_t maps = grad.size(0) * grad.size(1);
-  return kernel_type(grad) && grad.numel() <= most && maps * height * width <= most && grad.size(1) * width <= 1 << 19;
+  return kernel_type(grad) && grad.numel() <= most && maps * height * width <= most && grad.size(1) * width < 1 << 19;
 }
 
 /// x, or with `index` the gradient of a maximum, resampled to [.., height, width] by the bands [1 + taps, height] and

@@ -391,7 +391,7 @@ void run_depthwise(const std::vector<int32_t>& offsets, const kernel::ConvShape&
             }
           }
   if (s.taps() == 9 && s.dilation[0] == 1 && s.dilation[1] == 1 && oh == s.height && ow == s.width &&
-      cuda::depthwise_3x3_takes(c, images, s.height)) {
+      cuda::depthwise_3x3_takes(c, images, s.height, s.width)) {
     const Array<float> y3(out_size), d_x3(in_size), d_w3(std::size_t(experts) * 10 * c);
     const Array<float> strips(std::size_t(images) * kernel::depthwise_3x3_strips(s.height) * 10 * c);
     check(cuda::depthwise_3x3({.groups = groups, .height = oh, .width = ow, .channels = c, .x = dx.data(), .weight = dw.data(),

@@ -2,6 +2,7 @@
 #include "moecod/backbone/any.hpp"
 #include "moecod/backbone/concept.hpp"
 #include "moecod/layers/conv_norm.hpp"
+#include "moecod/layers/linear.hpp"
 #include "moecod/layers/norm.hpp"
 #include "tests/cuda/on_cuda.hpp"
 
@@ -41,6 +42,41 @@ TEST(LayerNorm, LeavesFloat64AloneUnderAutocast_CUDA) {
   const at::Tensor x = at::randn({4, 32}, on(at::kDouble)), right = norm.forward(x);
   const AutocastGuard autocast = bfloat16();
   EXPECT_TRUE(at::equal(norm.forward(x), right));
+}
+
+/// A single linear layer in training runs by the operator, for its bias's gradient.
+TEST(Linear, InBfloat16IsNearFloat32_CUDA) {
+  MOECOD_NEEDS_CUDA();
+  torch::manual_seed(1);
+  layers::Linear<> linear(64, 136);
+  linear.to(at::kCUDA);
+  const at::Tensor x = at::randn({3, 700, 64}, on(at::kFloat)).set_requires_grad(true), wide = linear.forward(x);
+  const at::Tensor seed = at::randn_like(wide);
+  const auto exact = torch::autograd::grad({wide}, {x, linear.weight, linear.bias}, {seed});
+  const AutocastGuard autocast = bfloat16();
+  const int64_t before = operators::fallbacks();
+  const at::Tensor y = linear.forward(x);
+  EXPECT_EQ(y.scalar_type(), at::kBFloat16);
+  EXPECT_LE(relative_error(y, wide), 1e-2);
+  const auto got = torch::autograd::grad({y}, {x, linear.weight, linear.bias}, {seed.to(at::kBFloat16)});
+  for (std::size_t i = 0; i < got.size(); ++i) EXPECT_LE(relative_error(got[i], exact[i]), 1e-2) << "gradient " << i;
+  EXPECT_EQ(operators::fallbacks(), before);
+  {
+    const torch::NoGradGuard no_grad;
+    EXPECT_TRUE(at::equal(linear.forward(x), y)) << "without gradients the same product";
+  }
+}
+
+/// Widths beyond the kernel's are LibTorch's, without a fallback of the operator.
+TEST(LayerNorm, LeavesWideRowsToLibTorch_CUDA) {
+  MOECOD_NEEDS_CUDA();
+  layers::LayerNorm<> norm(1536);
+  norm.to(at::kCUDA);
+  const at::Tensor x = at::randn({2, 5, 1536}, on(at::kFloat)), wide = norm.forward(x);
+  const AutocastGuard autocast = bfloat16();
+  const int64_t before = operators::fallbacks();
+  EXPECT_LE(relative_error(norm.forward(x), wide), 1e-2);
+  EXPECT_EQ(operators::fallbacks(), before);
 }
 
 /// What rounding each layer and residual sum to bfloat16 adds up to over a backbone.

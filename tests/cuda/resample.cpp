@@ -79,6 +79,40 @@ TEST(Resample, EqualsFloat64_CUDA) {
   }
 }
 
+/// More rows than blocks that start at once: each block takes several.
+TEST(Resample, TakesManyRows_CUDA) {
+  MOECOD_NEEDS_CUDA();
+  torch::manual_seed(1);
+  const Case c{12, 8, 24, 260};
+  for (const Kind& kind : kinds()) {
+    SCOPED_TRACE(kind.name);
+    for (int64_t channels : {1, 16}) {
+      const at::Tensor x = at::randn({1100, channels, c.height, c.width}, on(at::kFloat)).contiguous(channels_last);
+      const at::Tensor seed = at::randn({1100, channels, c.out_height, c.out_width}, on(at::kFloat)).contiguous(channels_last);
+      const at::Tensor wide = x.to(at::kDouble);
+      EXPECT_LE(relative_error(kind.mine(x, c), kind.torch(wide, c)), 2e-5);
+      EXPECT_LE(relative_error(gradient(kind.mine, x, seed, c), gradient(kind.torch, wide, seed.to(at::kDouble), c)), 2e-5);
+    }
+  }
+}
+
+/// What LibTorch says no to.
+TEST(Resample, RefusesMapsWithoutPixels_CUDA) {
+  MOECOD_NEEDS_CUDA();
+  EXPECT_THROW(layers::resize(at::zeros({1, 3, 0, 5}, on(at::kFloat)), 4, 4), c10::Error);
+}
+
+/// A gradient of one pixel has no format; that of the map follows the map.
+TEST(Resample, GradientsOfPoolsLieAsTheMaps_CUDA) {
+  MOECOD_NEEDS_CUDA();
+  for (at::MemoryFormat format : {at::MemoryFormat::Contiguous, at::MemoryFormat::ChannelsLast})
+    for (std::size_t kind : {2, 3}) {
+      const at::Tensor x = at::randn({2, 16, 7, 7}, on(at::kBFloat16)).contiguous(format);
+      const at::Tensor seed = at::ones({2, 16, 1, 1}, on(at::kBFloat16));
+      EXPECT_TRUE(gradient(kinds()[kind].mine, x, seed, {7, 7, 1, 1}).is_contiguous(format)) << kinds()[kind].name;
+    }
+}
+
 TEST(Resample, Float64RunsLibTorchsOperations_CUDA) {
   MOECOD_NEEDS_CUDA();
   torch::manual_seed(1);

@@ -320,6 +320,12 @@ struct LayerNorm {
   void* y = nullptr;              ///< [items, C]
 };
 
+/// Whether rows of such a width are taken; pointers must be multiples of 16 bytes.
+MOECOD_HOST_DEVICE constexpr bool layer_norm_takes(int64_t width, Type type) {
+  const int64_t vector = type == Type::float32 ? 4 : 8;
+  return width > 0 && width % vector == 0 && width / vector <= 128;
+}
+
 /// Items that one block of its backward pass takes: at most 1,024 pieces of an expert.
 MOECOD_HOST_DEVICE constexpr int64_t layer_norm_piece(int64_t items) {
   int64_t piece = 32;

@@ -218,22 +218,27 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
 #endif
 }
 
+/// Whether blocks run in clusters that share the weights' tiles. They wait for each other, which does not pay where each has
+/// one tile.
+inline bool in_clusters(int64_t tiles, int processors) { return tiles > processors / 2; }
+
 /// What a tile costs a convolution: turns of the device, times the cycles of a step: of its products, or of its bytes,
 /// of which 32 a cycle come from L2.
 template <class Tuning>
 int64_t conv_cost(const Groups& groups, int channels, int processors) {
   const int64_t pairs = (groups.pieces(Tuning::positions) + 1) / 2, at_once = processors / 2;
   const int64_t tiles = pairs * ((channels + Tuning::channels - 1) / Tuning::channels);
-  const int64_t bytes = Tuning::rows * Tuning::row_block + Tuning::columns * Tuning::column_block / 2;
+  const int64_t weights = Tuning::columns * Tuning::column_block / (in_clusters(tiles, processors) ? 2 : 1);
+  const int64_t bytes = Tuning::rows * Tuning::row_block + weights;
   return (tiles + at_once - 1) / at_once *
          std::max<int64_t>(bytes / 32, 256 * Tuning::rows * Tuning::columns);
 }
 
-/// Calls f with the tile for a convolution to so many channels, the cheapest of four.
+/// Calls f with the tile for a convolution to so many channels, the cheapest of five.
 template <class F>
 auto with_conv_tuning(const Groups& groups, int channels, F&& f) {
   using Tunings =
-      std::tuple<ConvTuning<2, 1, 5>, ConvTuning<2, 2, 4>, ConvTuning<1, 4, 4>, ConvTuning<1, 5, 3>>;
+      std::tuple<ConvTuning<2, 1, 5>, ConvTuning<2, 2, 4>, ConvTuning<1, 3, 5>, ConvTuning<1, 4, 4>, ConvTuning<1, 5, 3>>;
   int processors = 0;
   if (multiprocessors(&processors) != cudaSuccess) processors = 1;
   const auto cost = [&]<std::size_t... I>(std::index_sequence<I...>) {
@@ -243,7 +248,8 @@ auto with_conv_tuning(const Groups& groups, int channels, F&& f) {
   return best == 0   ? f(std::tuple_element_t<0, Tunings>{})
          : best == 1 ? f(std::tuple_element_t<1, Tunings>{})
          : best == 2 ? f(std::tuple_element_t<2, Tunings>{})
-                     : f(std::tuple_element_t<3, Tunings>{});
+         : best == 3 ? f(std::tuple_element_t<3, Tunings>{})
+                     : f(std::tuple_element_t<4, Tunings>{});
 }
 
 /// Positions of an image of y.
@@ -309,8 +315,7 @@ cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
   const int channels = has_pairs(Kind) ? Tuning::channels / 2 : Tuning::channels;
   work.column_tiles = (work.out + channels - 1) / channels;
   const int64_t pairs = (work.groups.pieces(Tuning::positions) + 1) / 2;
-  // Blocks of a cluster wait for each other, which does not pay where each has one tile.
-  work.clusters = pairs * work.column_tiles > processors / 2;
+  work.clusters = in_clusters(pairs * work.column_tiles, processors);
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {2, 1, 1};

@@ -7,7 +7,7 @@
 /// layers have most of. (depthwise.cuh takes every filter.)
 ///
 /// A thread holds the filters of four channels and walks down two columns (backward: one) of a strip of rows. Of each row it
-/// fetches the columns and their neighbours, which give to the outputs above, beside and below, so no row is read twice; the
+/// fetches the columns and their neighbours, which give to the outputs above, beside and below, so no row of a strip is read twice; the
 /// neighbours meet in the first cache, as a block's warps lie side by side. Rows are fetched ahead. Bias and GELU are part of
 /// the pass, as is, in the backward pass, the derivative of GELU at the result computed anew, which therefore nobody keeps.
 ///
@@ -248,8 +248,9 @@ inline dim3 depthwise_3x3_grid(int channels, int lanes, int columns, int64_t ima
 }  // namespace detail
 
 /// Whether such images are taken.
-inline bool depthwise_3x3_takes(int64_t channels, int64_t images, int height) {
-  return channels % detail::Depthwise3x3Tuning::vector == 0 && images * depthwise_3x3_strips(height) <= 65535;
+inline bool depthwise_3x3_takes(int64_t channels, int64_t images, int height, int width) {
+  return channels % detail::Depthwise3x3Tuning::vector == 0 && images * depthwise_3x3_strips(height) <= 65535 &&
+         width < 1 << 19;
 }
 
 /// One launch.

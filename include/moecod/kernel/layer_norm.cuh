@@ -16,7 +16,7 @@ namespace detail {
 
 struct LayerNormTuning {
   static constexpr int threads = 256, warps = threads / 32;
-  static constexpr int most_steps = 4;  // vectors a lane
+  static constexpr int most_steps = 4;  // vectors a lane; layer_norm_takes what 32 such lanes hold
 };
 
 /// How a row's vectors lie over lanes: lane i of `lanes` (a power of two) holds vectors i, i + lanes, ...
@@ -189,12 +189,6 @@ cudaError_t with_layer_norm(Type type, int64_t width, F&& f) {
 }
 
 }  // namespace detail
-
-/// Whether rows of such a width are taken; pointers must be multiples of 16 bytes.
-inline bool layer_norm_takes(int64_t width, Type type) {
-  const int64_t vector = type == Type::float32 ? 4 : 8;
-  return width > 0 && width % vector == 0 && width / vector <= 32 * detail::LayerNormTuning::most_steps;
-}
 
 /// One launch.
 inline cudaError_t layer_norm(const LayerNorm& a, cudaStream_t stream) {

@@ -18,10 +18,10 @@ namespace moecod::layers {
 /// Shapes: x [M, ..., in] ([M, ..., 2 in] before swiglu) -> [M, ..., out]; weight [(n,) out, in], bias [(n,) out].
 /// Initial values: uniform in +-1/sqrt(in), as torch.nn.Linear.
 /// Stacked layers run sorted rows on CUDA by the operator moecod::grouped_linear, where it is there: all experts at
-/// once, and a(x) computed anew in the backward pass instead of kept. Single ones with a bias do in bfloat16 where gradients
-/// are recorded.
+/// once, and a(x) computed anew in the backward pass instead of kept. Single ones with a bias do in bfloat16, for sequences
+/// and maps whose gradients are recorded.
 /// Synchronises: for sorted rows on CUDA that the operator has no kernel for (moecod::operators::fallbacks); for a single
-/// layer on CUDA the first time that it has so many rows.
+/// layer on CUDA the first time that it has so many sequences or maps.
 template <class Layers = Single>
 class Linear : public torch::nn::Module, public Decays {
  public:
@@ -80,9 +80,10 @@ class Linear : public torch::nn::Module, public Decays {
   at::Tensor weight, bias;
 
  private:
-  /// Whether a single layer is to run by the operator for its bias's gradient, which is a sum over all rows.
+  /// Whether a single layer is to run by the operator for its bias's gradient, which is a sum over all rows. Not for rows of
+  /// a matrix: their number may change with every step, and the operator's offsets are kept for each (offsets_of).
   bool sums_bias_gradients(const at::Tensor& x) const {
-    return at::GradMode::is_enabled() && bias.defined() && bias.requires_grad() && in_bfloat16(x) && x.dim() >= 2 &&
+    return at::GradMode::is_enabled() && bias.defined() && bias.requires_grad() && in_bfloat16(x) && x.dim() >= 3 &&
            x.numel() > 0 && weight.size(-1) % 8 == 0 && weight.size(-2) % 8 == 0;
   }
 };

@@ -7,6 +7,7 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include "moecod/core/recomputing.hpp"
+#include "moecod/kernel/arguments.hpp"
 #include "moecod/layers/stack.hpp"
 #include "moecod/layers/synchronised_norm.hpp"
 
@@ -132,8 +133,8 @@ class BatchNorm2d : public torch::nn::Module, public BatchStatistics {
 /// float32.
 ///
 /// Shapes: x [M, ..., C]; weight, bias [(n,) C]. In bfloat16 on CUDA it runs by the operator moecod::grouped_layer_norm,
-/// where it is there. Synchronises: for a single layer on CUDA the first time that it has so many rows; for stacked ones
-/// without the operator.
+/// where it is there and takes the width; of single layers those of sequences and maps. Synchronises: for a single layer on CUDA
+/// the first time that it has so many of them; for stacked ones without the operator.
 template <class Layers = Single>
 class LayerNorm : public torch::nn::Module {
  public:
@@ -144,13 +145,16 @@ class LayerNorm : public torch::nn::Module {
 
   at::Tensor forward(const at::Tensor& x, const typename Layers::Group& group = {}) {
     if constexpr (Layers::stacked) {
-      if (find_grouped<operators::GroupedLayerNorm>(x, group) && in_bfloat16(x)) return forward_grouped(x, group);
+      if (find_grouped<operators::GroupedLayerNorm>(x, group) && in_bfloat16(x) && has_kernel())
+        return forward_grouped(x, group);
       const Slices w(weight, group), b(bias, group);
       return for_each_expert(x, group, [&](const at::Tensor& rows, int64_t e) {
         return normalise(rows, w[e], b[e]);
       });
     } else {
-      if (in_bfloat16(x) && operators::find<operators::GroupedLayerNorm>()) return forward_grouped(x, group);
+      // Not for rows of a matrix: their number may change with every step, and the offsets are kept for each (offsets_of).
+      if (in_bfloat16(x) && x.dim() >= 3 && has_kernel() && operators::find<operators::GroupedLayerNorm>())
+        return forward_grouped(x, group);
       return normalise(x, weight, bias);
     }
   }
@@ -158,6 +162,8 @@ class LayerNorm : public torch::nn::Module {
   at::Tensor weight, bias;
 
  private:
+  bool has_kernel() const { return kernel::layer_norm_takes(channels_, kernel::Type::bfloat16); }
+
   at::Tensor forward_grouped(const at::Tensor& x, const typename Layers::Group& group) const {
     return operators::find<operators::GroupedLayerNorm>()->call(
         x.to(at::kBFloat16), as_stacked<Layers>(weight).to(at::kFloat), as_stacked<Layers>(bias).to(at::kFloat),
