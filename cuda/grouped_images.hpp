@@ -48,6 +48,9 @@ inline kernel::Groups groups(const at::Tensor& images, const at::Tensor& offsets
   return groups_of(offsets, images.size(0), images.size(2) * images.size(3));
 }
 
+/// Images as the kernels read them.
+inline at::Tensor last_readable(const at::Tensor& images) { return readable(images.contiguous(channels_last)); }
+
 /// Weights [E, out, in, kh, kw] as [E, out, kh, kw, in], contiguous.
 inline at::Tensor taps_first(const at::Tensor& weight) { return readable(weight.permute({0, 1, 3, 4, 2}).contiguous()); }
 

@@ -55,6 +55,9 @@ void each_expert(const at::Tensor& rows, const at::Tensor& offsets, F&& f, int64
     if (bounds[e] < bounds[e + 1]) f(e, each * bounds[e], each * bounds[e + 1]);
 }
 
+/// Items a row of x [M, ..., width].
+inline int64_t items_a_row(const at::Tensor& x) { return x.size(0) > 0 ? x.numel() / x.size(0) / x.size(-1) : 1; }
+
 inline kernel::Groups groups_of(const at::Tensor& offsets, int64_t rows, int64_t each) {
   return {.offsets = offsets.const_data_ptr<int32_t>(),
           .experts = static_cast<int>(offsets.size(0) - 1),

@@ -91,8 +91,6 @@ bool conv2d_takes(int64_t in, int64_t out, int64_t height, int64_t width, IntArr
   return conv_takes(conv_shape(in, out, height, width, kernel, padding, dilation));
 }
 
-Tensor last_readable(const Tensor& images) { return readable(images.contiguous(channels_last)); }
-
 Pair conv_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offsets, IntArrayRef padding,
                     IntArrayRef dilation, bool moments) {
   check_conv(x, weight, offsets, padding, dilation);

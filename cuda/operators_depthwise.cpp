@@ -128,8 +128,6 @@ Tensor convolve(const Call& c, bool by_3x3) {
   return !c.gelu ? y : c.grad.defined() ? at::gelu_backward(c.grad, y) : at::gelu(y);
 }
 
-Tensor last_readable(const Tensor& images) { return readable(images.contiguous(channels_last)); }
-
 Tensor by_kernel(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& offsets,
                  IntArrayRef padding, IntArrayRef dilation, bool gelu) {
   check(x, weight, bias, offsets, padding, dilation);

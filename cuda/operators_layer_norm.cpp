@@ -43,8 +43,6 @@ void check(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tens
                 other.device());
 }
 
-int64_t items_a_row(const Tensor& x) { return x.size(0) > 0 ? x.numel() / x.size(0) / x.size(-1) : 1; }
-
 /// x as [items, C].
 Tensor flat(const Tensor& x) { return x.reshape({-1, x.size(-1)}); }
 
@@ -107,9 +105,9 @@ Gradients backward_by_kernel(const Tensor& grad, const Tensor& x, const Tensor& 
   const Tensor at = offsets.contiguous();
   const kernel::Groups rows = groups_of(at, x.size(0), items_a_row(x));
   const Tensor d_x = at::empty(x.sizes(), x.options());
-  const Tensor both = at::empty({weight.size(0), 2, weight.size(1)}, weight.options());
+  const Tensor d_weight = at::empty(weight.sizes(), weight.options()), d_bias = at::empty_like(d_weight);
   const Tensor partial =
-      at::empty({rows.pieces(kernel::layer_norm_piece(rows.items())), 2, weight.size(1)}, weight.options());
+      at::empty({2, rows.pieces(kernel::layer_norm_piece(rows.items())), weight.size(1)}, weight.options());
   C10_CUDA_CHECK(layer_norm_backward({.groups = rows,
                                       .width = x.size(-1),
                                       .type = *kernel_type(x),
@@ -118,11 +116,11 @@ Gradients backward_by_kernel(const Tensor& grad, const Tensor& x, const Tensor& 
                                       .x = in.const_data_ptr(),
                                       .weight = w.const_data_ptr<float>(),
                                       .partial = partial.mutable_data_ptr<float>(),
-                                      .d_weight_and_bias = both.mutable_data_ptr<float>(),
+                                      .d_weight = d_weight.mutable_data_ptr<float>(),
+                                      .d_bias = d_bias.mutable_data_ptr<float>(),
                                       .d_x = d_x.mutable_data_ptr()},
                                      stream()));
-  // Operators return tensors of their own, not views of one.
-  return {d_x, both.select(1, 0).clone(), both.select(1, 1).clone()};
+  return {d_x, d_weight, d_bias};
 }
 
 Tensor shapes(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& offsets, double) {

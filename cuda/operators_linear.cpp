@@ -66,9 +66,6 @@ Tensor flat(const Tensor& x) { return x.reshape({-1, x.size(-1)}).contiguous(); 
 
 // ------------------------------------------------------------------------------------------- by LibTorch's operations
 
-/// Items a row of x [M, ..., width].
-int64_t items_a_row(const Tensor& x) { return x.size(0) > 0 ? x.numel() / x.size(0) / x.size(-1) : 1; }
-
 Tensor linear_by_torch(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& offsets,
                        std::string_view activation, const optional<Tensor>& activated_x) {
   check_linear(x, weight, bias, offsets, activation);

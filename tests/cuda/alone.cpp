@@ -405,6 +405,24 @@ void run_depthwise(const std::vector<int32_t>& offsets, const kernel::ConvShape&
           "depthwise_3x3_backward");
     require_close(y3.host(), right_y, "a depthwise convolution by 3x3 filters");
     require_close(d_x3.host(), right_x, "its data gradient");
+    kernel::Depthwise3x3 call{.groups = groups, .height = oh, .width = ow, .channels = c, .gelu = true, .x = dx.data(),
+                              .weight = dw.data(), .bias = db.data(), .y = y3.data()};
+    std::vector<float> value(out_size), slope(out_size);
+    for (std::size_t i = 0; i < out_size; ++i) {
+      const float h = right_y[i], phi = 0.5f * (1 + std::erf(h * 0.70710678f));
+      value[i] = h * phi;
+      slope[i] = g[i] * (phi + h * 0.39894228f * std::exp(-0.5f * h * h));
+    }
+    check(cuda::depthwise_3x3(call, nullptr), "depthwise_3x3 with GELU");
+    require_close(y3.host(), value, "GELU of a depthwise convolution");
+    call.grad = dg.data();
+    check(cuda::depthwise_3x3(call, nullptr), "depthwise_3x3 with GELU's derivative");
+    require_close(y3.host(), slope, "the gradient through GELU");
+    check(cuda::depthwise_3x3({.groups = groups, .height = oh, .width = ow, .channels = c, .transposed = true,
+                               .x = dg.data(), .weight = dw.data(), .y = d_x3.data()},
+                              nullptr),
+          "depthwise_3x3, transposed");
+    require_close(d_x3.host(), right_x, "its data gradient alone");
     require_close(d_w3.host(), right_w, "its gradients of filters and bias");
   }
   require_close(y.host(), right_y, "a depthwise convolution");
@@ -427,8 +445,8 @@ void run_layer_norm(const std::vector<int32_t>& offsets, int each, int width) {
                          nullptr),
         "layer_norm");
   check(cuda::layer_norm_backward({.groups = groups, .width = width, .eps = eps, .grad = dg.data(), .x = dx.data(),
-                                   .weight = dw.data(), .partial = partial.data(), .d_weight_and_bias = both.data(),
-                                   .d_x = d_x.data()},
+                                   .weight = dw.data(), .partial = partial.data(), .d_weight = both.data(),
+                                   .d_bias = both.data() + own, .d_x = d_x.data()},
                                   nullptr),
         "layer_norm_backward");
   check(cudaDeviceSynchronize(), "kernels");
@@ -445,8 +463,8 @@ void run_layer_norm(const std::vector<int32_t>& offsets, int each, int width) {
         around += double(grad[c]) * weight[c] / width;
         along += double(grad[c]) * weight[c] * z / width;
         right_y[std::size_t(i) * width + c] = float(z * weight[c] + b[std::size_t(e) * width + c]);
-        right_both[std::size_t(2 * e) * width + c] += float(grad[c] * z);
-        right_both[std::size_t(2 * e + 1) * width + c] += grad[c];
+        right_both[std::size_t(e) * width + c] += float(grad[c] * z);
+        right_both[own + std::size_t(e) * width + c] += grad[c];
       }
       for (int c = 0; c < width; ++c)
         right_x[std::size_t(i) * width + c] =
@@ -532,6 +550,9 @@ int main() {
   run_layer_norm({0, 2, 3}, 7, 320);
   run_layer_norm({0, 0, 9}, 1, 12);
   run_resample(2, 3, 9, 1);
+  run_resample(2, 1, 12, 1);   // four pixels a thread, two by two taps
+  run_resample(2, 1, 12, 2);
+  run_resample(2, 8, 9, 1);    // vectors of channels
   run_resample(3, 1, 16, 7);   // several lanes a sample
   run_resample(1, 40, 20, 17);
   std::puts("ok");

@@ -376,12 +376,26 @@ TEST_F(Pieces, SearchAttentionKeepsSalientPlacesAndWidensThem) {
   EXPECT_TRUE(search.forward(at::ones({1, 2, 32, 32}), at::zeros({1, 1, 32, 32})).isfinite().all().item<bool>());
 }
 
-TEST_F(Pieces, ScaleIntegrationIsAConvexMixtureOfItsValues) {
+/// The formula of its docstring, with the channels as (scale, head, d) from left to right.
+TEST_F(Pieces, ScaleIntegrationMixesTheScalesHeadByHead) {
   expert::decoder::ScaleIntegration merge(8);
-  const Tensor x = at::randn({2, 8, 4, 4});
-  const Tensor y = merge.forward(at::randn({2, 8, 6, 6}), x, at::randn({2, 8, 2, 2}));
-  EXPECT_EQ(y.sizes(), x.sizes());
-  EXPECT_GE(y.min().item<double>(), 0);  // the values end in ReLU, and weights are positive
+  merge.eval();
+  const Tensor large = at::randn({2, 8, 6, 6}), middle = at::randn({2, 8, 4, 5}), small = at::randn({2, 8, 2, 2});
+  const auto run = [&](const char* name, const Tensor& x) {
+    return std::dynamic_pointer_cast<layers::ConvNorm<>>(merge.named_children()[name])->forward(x);
+  };
+  const Tensor before = run("before_large", large);
+  const Tensor l = run("large", layers::max_pool(before, 4, 5) + layers::average_pool(before, 4, 5));
+  const Tensor s = run("small", layers::resize(run("before_small", small), 4, 5));
+  const Tensor all = at::cat({l, run("middle", middle), s}, 1);
+  const auto by_head = [&](const Tensor& x) {
+    return x.reshape({2, 3, 4, 2, 4, 5}).transpose(1, 2).reshape({8, 3, 2, 4, 5});
+  };
+  const Tensor attention = run("head1", run("head0", by_head(run("attention", all)).flatten(1, 2)));
+  const auto score = std::dynamic_pointer_cast<layers::Conv2d<>>(merge.named_children()["score"]);
+  const Tensor weights = at::softmax(score->forward(attention), 1);
+  const Tensor right = (weights.unsqueeze(2) * by_head(run("value", all))).sum(1).reshape({2, 8, 4, 5});
+  EXPECT_TRUE(at::allclose(merge.forward(large, middle, small), right, 1e-5, 1e-6));
 }
 
 }  // namespace

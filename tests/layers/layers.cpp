@@ -5,6 +5,7 @@
 #include "moecod/expert/swiglu.hpp"
 #include "moecod/kernel/band.hpp"
 #include "moecod/layers/conv_norm.hpp"
+#include "moecod/layers/gradient_format.hpp"
 #include "moecod/layers/linear.hpp"
 #include "moecod/layers/norm.hpp"
 #include "moecod/layers/pool.hpp"
@@ -67,6 +68,20 @@ TEST(Pool, ForwardAndBackwardAreLibTorchs) {
     EXPECT_TRUE(close(layers::max_pool(x, height, width), largest, 0));
     EXPECT_TRUE(close(gradient(layers::max_pool(x, height, width), x), gradient(largest, x), 1e-12));
   }
+}
+
+/// The gradient of a mean is one number a map, and would come without a format of its own.
+TEST(GradientFormat, FollowsTheMap) {
+  const auto last = at::MemoryFormat::ChannelsLast;
+  const at::Tensor x = normal({2, 6, 3, 4}, 3).contiguous(last).set_requires_grad(true);
+  const auto gradient_of = [&](const at::Tensor& y) {
+    return torch::autograd::grad({(y.mean({2, 3}) * normal({2, 6}, 4)).sum()}, {x})[0];
+  };
+  const at::Tensor got = gradient_of(layers::gradient_in_own_format(x));
+  EXPECT_TRUE(got.is_contiguous(last));
+  EXPECT_TRUE(close(got, gradient_of(x), 0));
+  const at::Tensor pixel = layers::in_format(at::ones({2, 6, 1, 1}), last);
+  EXPECT_EQ(pixel.suggest_memory_format(), last);
 }
 
 /// The walk over bands that the CUDA kernel makes, sample by sample, on the host.

@@ -341,9 +341,10 @@ struct LayerNormBackward {
   const void* grad = nullptr;     ///< [items, C]
   const void* x = nullptr;        ///< [items, C]
   const float* weight = nullptr;  ///< [E, C]
-  float* partial = nullptr;       ///< [groups.pieces(layer_norm_piece), 2, C]
-  float* d_weight_and_bias = nullptr;  ///< [E, 2, C]
-  void* d_x = nullptr;                 ///< [items, C]
+  float* partial = nullptr;       ///< [2, groups.pieces(layer_norm_piece), C]
+  float* d_weight = nullptr;      ///< [E, C]
+  float* d_bias = nullptr;        ///< [E, C]
+  void* d_x = nullptr;            ///< [items, C]
 };
 
 /// Maps [images, height, width, channels] resampled to [images, out_height, out_width, channels], by the bands of both

@@ -31,6 +31,12 @@ __device__ __forceinline__ T sum_of_lanes(T x) {
   return x;
 }
 
+/// The same of a number of lanes that is known at run time.
+__device__ __forceinline__ float sum_of_lanes(float x, int lanes) {
+  for (int offset = lanes / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(whole_warp, x, offset);
+  return x;
+}
+
 template <int Lanes>
 __device__ __forceinline__ float max_of_lanes(float x) {
 #pragma unroll

@@ -37,11 +37,6 @@ inline LayerNormLanes layer_norm_lanes(int64_t vectors) {
   return best;
 }
 
-__device__ __forceinline__ float sum_over(float x, int lanes) {
-  for (int offset = lanes / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(whole_warp, x, offset);
-  return x;
-}
-
 /// A lane's share of one row.
 template <class T, int V, int Steps>
 struct RowShare {
@@ -67,7 +62,7 @@ struct RowShare {
 #pragma unroll
         for (int c = 0; c < V; ++c) total += f(s, c);
       }
-    return sum_over(total, lanes);
+    return sum_of_lanes(total, lanes);
   }
   /// Makes the row z, and returns rstd.
   __device__ __forceinline__ float normalise(int vectors, int lane, int lanes, float eps) {
@@ -164,7 +159,7 @@ __global__ void __launch_bounds__(LayerNormTuning::threads)
     for (int c = threadIdx.x; c < a.width; c += LayerNormTuning::threads) {
       float all = 0;
       for (int i = 0; i < LayerNormTuning::warps; ++i) all += parts[i * a.width + c];
-      a.partial[(2 * int64_t(blockIdx.x) + which) * a.width + c] = all;
+      a.partial[(int64_t(which) * gridDim.x + blockIdx.x) * a.width + c] = all;
     }
     __syncthreads();
   };
@@ -200,7 +195,7 @@ inline cudaError_t layer_norm(const LayerNorm& a, cudaStream_t stream) {
   });
 }
 
-/// Two launches.
+/// Three launches.
 inline cudaError_t layer_norm_backward(const LayerNormBackward& a, cudaStream_t stream) {
   const int64_t size = layer_norm_piece(a.groups.items());
   if (a.groups.items() > 0)
@@ -212,8 +207,11 @@ inline cudaError_t layer_norm_backward(const LayerNormBackward& a, cudaStream_t 
                                                                                                              size);
             }))
       return error;
-  return detail::add_pieces_of<float>(
-      {.groups = a.groups, .width = 2 * a.width, .partial = a.partial, .sums = a.d_weight_and_bias}, size, stream);
+  ColumnSums sums{.groups = a.groups, .width = a.width, .partial = a.partial, .sums = a.d_weight};
+  if (const cudaError_t error = detail::add_pieces_of<float>(sums, size, stream)) return error;
+  sums.partial += a.groups.pieces(size) * a.width;
+  sums.sums = a.d_bias;
+  return detail::add_pieces_of<float>(sums, size, stream);
 }
 
 }  // namespace moecod::kernel

@@ -25,7 +25,9 @@ struct ResampleTuning {
 
 /// Threads: a row's vectors, each of which `lanes` share, or `Columns` pixels of one channel; several rows of y, and then
 /// those a grid further. Grid: rows; blocks of a row's vectors.
-template <class T, int V, int Columns, bool Indexed>
+enum class Taps { any, two_by_two, indexed };
+
+template <class T, int V, int Columns, Taps Kind>
 __global__ void __launch_bounds__(ResampleTuning::threads) resample(const Resample a, int lanes) {
   using Vector = Pack<T, V>;
   const int vectors = a.channels / V, lane = threadIdx.x & (lanes - 1);
@@ -36,30 +38,34 @@ __global__ void __launch_bounds__(ResampleTuning::threads) resample(const Resamp
   for (int line = blockIdx.x * blockDim.y + threadIdx.y; line < lines; line += gridDim.x * blockDim.y) {
     const int image = line / a.out_height, row = line - image * a.out_height;
     const Vector* x = static_cast<const Vector*>(a.x) + int64_t(image) * a.height * a.width * vectors + v;
-    const int64_t* index = Indexed ? a.index + (int64_t(image) * a.height * a.width * vectors + v) * V : nullptr;
+    const int64_t* index = Kind == Taps::indexed ? a.index + (int64_t(image) * a.height * a.width * vectors + v) * V : nullptr;
     float sum[Columns * V] = {};
     if (live) {
 #pragma unroll
       for (int i = 0; i < Columns; ++i) {
         const int column = first + i;
-        share_of_taps({a.rows + row, a.out_height, a.row_taps}, {a.columns + column, a.out_width, a.column_taps}, lane,
-                      lanes, [&](float weight, int r, int c) {
-                        const int from = (r * a.width + c) * vectors;
-                        const Vector in = x[from];
-                        if constexpr (Indexed) {
-                          const int64_t here = row * a.out_width + column;
-                          in.read([&](int k, float value) {
-                            if (index[int64_t(from) * V + k] == here) sum[i * V + k] += value;
-                          });
-                        } else {
-                          in.read([&](int k, float value) { sum[i * V + k] = fmaf(weight, value, sum[i * V + k]); });
-                        }
-                      });
+        const Band down{a.rows + row, a.out_height, a.row_taps}, along{a.columns + column, a.out_width, a.column_taps};
+        const auto add = [&](float weight, int r, int c) {
+          const int from = (r * a.width + c) * vectors;
+          const Vector in = x[from];
+          if constexpr (Kind == Taps::indexed) {
+            const int64_t here = row * a.out_width + column;
+            in.read([&](int k, float value) {
+              if (index[int64_t(from) * V + k] == here) sum[i * V + k] += value;
+            });
+          } else {
+            in.read([&](int k, float value) { sum[i * V + k] = fmaf(weight, value, sum[i * V + k]); });
+          }
+        };
+        if constexpr (Kind == Taps::two_by_two) {
+          two_by_two_taps(down, along, add);
+        } else {
+          share_of_taps(down, along, lane, lanes, add);
+        }
       }
     }
 #pragma unroll
-    for (int k = 0; k < Columns * V; ++k)
-      for (int offset = lanes / 2; offset > 0; offset /= 2) sum[k] += __shfl_xor_sync(whole_warp, sum[k], offset);
+    for (int k = 0; k < Columns * V; ++k) sum[k] = sum_of_lanes(sum[k], lanes);
     if (!live || lane > 0) continue;
     Pack<T, Columns * V> out;
     out.write([&](int k) { return sum[k]; });
@@ -83,7 +89,10 @@ inline cudaError_t resample(const Resample& a, cudaStream_t stream) {
       const int64_t blocks = (rows + down - 1) / down, most = detail::ResampleTuning::most_blocks;
       const dim3 threads(along, down), grid(static_cast<unsigned>(blocks < most ? blocks : most),
                                             static_cast<unsigned>((items + along - 1) / along));
-      const auto kernel = a.index ? detail::resample<T, V, Columns, true> : detail::resample<T, V, Columns, false>;
+      using detail::Taps;
+      const auto kernel = a.index                                 ? detail::resample<T, V, Columns, Taps::indexed>
+                          : a.row_taps == 2 && a.column_taps == 2 ? detail::resample<T, V, Columns, Taps::two_by_two>
+                                                                  : detail::resample<T, V, Columns, Taps::any>;
       kernel<<<grid, threads, 0, stream>>>(a, lanes);
       return cudaGetLastError();
     };
