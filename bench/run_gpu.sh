@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the benchmarks bench_gpu_* and prints a table for each group of cases. Results go to bench/results.
+# Runs the benchmarks bench_gpu_* and prints a table for each group of cases. Without further options results go to
+# bench/results; with some, which may leave cases out, they are printed only.
 #
 #   bench/run_gpu.sh build/cuda                       all of them
 #   bench/run_gpu.sh build/cuda --benchmark_filter=plan
@@ -9,9 +10,16 @@ build=${1:?"the build folder, configured with -DMOECOD_WITH_CUDA_KERNELS=ON"}
 shift
 commit=$(git rev-parse --short HEAD)
 git diff --quiet HEAD || commit+=" and changes"
+result=$(mktemp)
+trap 'rm -f "$result"' EXIT
 for program in "$build"/bin/bench_gpu_*; do
-  result=bench/results/$(basename "${program#*bench_}").json
+  if [ ! -x "$program" ]; then
+    echo "no benchmarks in $build/bin: configure with -DMOECOD_WITH_CUDA_KERNELS=ON" >&2
+    exit 1
+  fi
+  : > "$result"
   "$program" --benchmark_out="$result" --benchmark_out_format=json --benchmark_context=commit="$commit" "$@"
-  [ -s "$result" ] || continue # skipped, without a device
+  [ -s "$result" ] || continue # no device, or no such case
   python3 bench/gpu_table.py --trim "$result"
+  [ $# -gt 0 ] || cp "$result" "bench/results/$(basename "${program#*bench_}").json"
 done

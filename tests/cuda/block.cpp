@@ -24,6 +24,15 @@ TEST(Operators, AreRegisteredByTheLibrary) {
   EXPECT_NE(operators::find<operators::GroupedLinear>(), nullptr);
   EXPECT_NE(operators::find<operators::GroupedConv2d>(), nullptr);
   EXPECT_NE(operators::find<operators::GroupedBatchNorm>(), nullptr);
+  EXPECT_NE(operators::find<operators::GroupedSwiGlu>(), nullptr);
+  EXPECT_NE(operators::find<operators::GroupedSwiGluKept>(), nullptr);
+  EXPECT_NE(operators::find<operators::GroupedDepthwiseConv2d>(), nullptr);
+  EXPECT_NE(operators::find<operators::GroupedLayerNorm>(), nullptr);
+  EXPECT_NE(operators::find<operators::Conv2dTakes>(), nullptr);
+  EXPECT_NE(operators::find<operators::Resize>(), nullptr);
+  EXPECT_NE(operators::find<operators::ResizeBackward>(), nullptr);
+  EXPECT_NE(operators::find<operators::AveragePoolBackward>(), nullptr);
+  EXPECT_NE(operators::find<operators::MaxPoolBackward>(), nullptr);
 }
 
 TEST(Operators, TheCpuKeepsLibTorchsOperations) {

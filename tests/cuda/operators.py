@@ -1,6 +1,6 @@
 """The operators torch.ops.moecod.* from Python: results, gradients, shape functions and autograd registration.
 
-    python tests/cuda/operators.py build/cpu/cuda/libmoecod_cuda.so
+    python tests/cuda/operators.py build/cuda/cuda/libmoecod_cuda.so
 
 Every test runs on the CPU, and on the first GPU where there is one; without it those tests say that they are skipped.
 """

@@ -11,7 +11,7 @@
 namespace moecod::backbone {
 
 /// fc2(gelu(fc1(x))) over the last dimension, the feed-forward layer of ConvNeXt, EdgeNeXt and Swin.
-/// Shapes: [..., dim] -> same. Synchronises: never.
+/// Shapes: [..., dim] -> same. Synchronises: as layers::Linear.
 class GeluMlp : public torch::nn::Module {
  public:
   GeluMlp(int64_t dim, int64_t hidden)

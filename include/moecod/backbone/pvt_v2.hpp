@@ -184,7 +184,8 @@ class Stage : public torch::nn::Module {
 /// 4, 8, 16, 32. The levels are the outputs of the stages after their norms, as timm's features_only gives them.
 /// Parameters carry timm's names (backbone::timm_key reads other names) and initial values: linear weights normal with
 /// deviation 0.02, convolutions normal with variance 2 / fan out, biases 0.
-/// Synchronises: never. Errors: c10::Error for images of other shapes, or drop_path outside [0, 1).
+/// Synchronises: on CUDA in bfloat16 the first time that a batch has so many images (layers::offsets_of). Errors: c10::Error for
+/// images of other shapes, or drop_path outside [0, 1).
 /// Source: Wang et al. 2022, PVT v2, arXiv 2106.13797.
 /// Equal to timm 1.0.29 within 1e-5, of a level's largest value where that is above 1 (tests/reference).
 class PvtV2 : public Backbone {

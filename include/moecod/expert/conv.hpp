@@ -10,7 +10,7 @@ struct ConvOptions {
 
 /// The plain convolutional expert: twice (3x3 convolution without bias, batch normalisation, ReLU).
 ///
-/// Shapes: x [M, C, H, W] -> [M, C, H, W]. Synchronises: never.
+/// Shapes: x [M, C, H, W] -> [M, C, H, W]. Synchronises: as layers::Conv2d and layers::BatchNorm2d.
 template <class Layers = layers::Single>
 class Conv : public torch::nn::Module {
  public:

@@ -12,7 +12,7 @@ struct MlpOptions {
 
 /// The feed-forward expert of transformers: y = W2 gelu(W1 x + b1) + b2, at every position on its own.
 ///
-/// Shapes: x [M, C] -> [M, outputs]. Synchronises: never.
+/// Shapes: x [M, C] -> [M, outputs]. Synchronises: as layers::Linear.
 template <class Layers = layers::Single>
 class Mlp : public torch::nn::Module {
  public:

@@ -12,8 +12,8 @@ namespace moecod::layers {
 enum class After { nothing, relu };
 
 /// norm(conv(x)), and ReLU if asked for. Where the kernels of moecod::cuda run it (sorted images of stacked layers, or in
-/// bfloat16 those of a single one) in three passes over the images: the convolution also sums for the normalisation, which
-/// ReLU is part of. Shapes: x [M, in, H, W] -> [M, out, H', W']. Synchronises: as the layers.
+/// bfloat16 those of a single one), that takes three passes over the images: the convolution also sums for the
+/// normalisation, which ReLU is part of. Shapes: x [M, in, H, W] -> [M, out, H', W']. Synchronises: as the layers.
 template <class Layers>
 at::Tensor conv_norm(Conv2d<Layers>& conv, BatchNorm2d<Layers>& norm, After after, const at::Tensor& x,
                      const typename Layers::Group& group) {

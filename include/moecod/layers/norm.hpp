@@ -134,7 +134,8 @@ class BatchNorm2d : public torch::nn::Module, public BatchStatistics {
 ///
 /// Shapes: x [M, ..., C]; weight, bias [(n,) C]. In bfloat16 on CUDA it runs by the operator moecod::grouped_layer_norm,
 /// where it is there and takes the width; of single layers those of sequences and maps. Synchronises: for a single layer on CUDA
-/// the first time that it has so many of them; for stacked ones without the operator.
+/// the first time that it has so many of them; for stacked ones that do not run
+/// by it.
 template <class Layers = Single>
 class LayerNorm : public torch::nn::Module {
  public:

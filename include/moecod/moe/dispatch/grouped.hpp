@@ -7,8 +7,8 @@ namespace moecod::dispatch {
 /// All experts together, layer by layer, on rows sorted by expert; needs stacked storage.
 ///
 /// Each stacked layer gets the sorted rows with the offsets of the experts. Synchronises: never with the operators of
-/// moecod::cuda on shapes and types that they have kernels for; else a layer of LibTorch's operations reads the E + 1
-/// offsets back, once a forward.
+/// moecod::cuda on shapes and types that they have kernels for; else the E + 1 offsets are read
+/// back, once a forward pass for all layers without an operator, and in each pass of an operator without a kernel.
 struct Grouped {
   using policy_kind = kind::dispatch;
   static constexpr bool needs_stacked = true;
