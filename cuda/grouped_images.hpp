@@ -3,8 +3,6 @@
 #include <c10/core/SymIntArrayRef.h>
 
 #include <cstdint>
-#include <initializer_list>
-#include <optional>
 
 #include "cuda/operators.hpp"
 #include "moecod/kernel/arguments.hpp"
@@ -53,12 +51,5 @@ inline at::Tensor last_readable(const at::Tensor& images) { return readable(imag
 
 /// Weights [E, out, in, kh, kw] as [E, out, kh, kw, in], contiguous.
 inline at::Tensor taps_first(const at::Tensor& weight) { return readable(weight.permute({0, 1, 3, 4, 2}).contiguous()); }
-
-/// Errors: c10::Error if a tensor that is there lies elsewhere than x.
-inline void check_devices(const char* name, const at::Tensor& x, std::initializer_list<std::optional<at::Tensor>> others) {
-  for (const auto& other : others)
-    TORCH_CHECK(!other || !other->defined() || other->device() == x.device(), name, ": all tensors must be where x is, on ",
-                x.device(), ", got one on ", other->device());
-}
 
 }  // namespace moecod::cuda

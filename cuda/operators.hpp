@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 
 #include "moecod/core/operators.hpp"
@@ -41,12 +42,20 @@ inline void check_offsets(const char* name, const at::Tensor& offsets, const c10
               ": offsets must be [E + 1] int32, got ", offsets.sym_sizes(), " ", offsets.scalar_type());
 }
 
+/// Errors: c10::Error if a tensor that is there lies elsewhere than x.
+inline void check_devices(const char* name, const at::Tensor& x, std::initializer_list<std::optional<at::Tensor>> others) {
+  for (const auto& other : others)
+    TORCH_CHECK(!other || !other->defined() || other->device() == x.device(), name, ": all tensors must be where x is, on ",
+                x.device(), ", got one on ", other->device());
+}
+
 /// Calls f(e, first item, last item) for the experts that have some of the rows, of `each` items.
-/// Synchronises: for rows on CUDA of more than one expert.
+/// Synchronises: for rows on CUDA, where there are some, of more than one expert.
 template <class F>
 void each_expert(const at::Tensor& rows, const at::Tensor& offsets, F&& f, int64_t each = 1) {
+  if (rows.size(0) == 0) return;
   if (offsets.numel() == 2) {
-    if (rows.size(0) > 0) f(0, 0, each * rows.size(0));
+    f(0, 0, each * rows.size(0));
     return;
   }
   const at::Tensor host = offsets.cpu();

@@ -38,9 +38,7 @@ void check(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tens
   TORCH_CHECK(x.dim() >= 2 && x.sym_size(-1) == weight.sym_size(1), name, ": x must be [M, ..., ", weight.sym_size(1),
               "], got ", x.sym_sizes());
   check_offsets(name, offsets, weight.sym_size(0));
-  for (const Tensor& other : {weight, bias, offsets})
-    TORCH_CHECK(other.device() == x.device(), name, ": all tensors must be where x is, on ", x.device(), ", got one on ",
-                other.device());
+  check_devices(name, x, {weight, bias, offsets});
 }
 
 /// x as [items, C].

@@ -22,6 +22,7 @@
 #include <torch/library.h>
 
 #include <array>
+#include <limits>
 #include <string>
 
 #include "cuda/kernels.hpp"
@@ -50,9 +51,25 @@ void check_linear(const Tensor& x, const Tensor& weight, const optional<Tensor>&
   TORCH_CHECK(x.scalar_type() == weight.scalar_type(), "moecod::grouped_linear: x and weight must have one type, got ",
               x.scalar_type(), " and ", weight.scalar_type());
   TORCH_CHECK(!bias || !bias->defined() || (bias->dim() == 2 && bias->sym_size(0) == weight.sym_size(0) &&
-                                            bias->sym_size(1) == weight.sym_size(1)),
-              "moecod::grouped_linear: bias must be [E, out]");
+                                            bias->sym_size(1) == weight.sym_size(1) &&
+                                            bias->scalar_type() == x.scalar_type()),
+              "moecod::grouped_linear: bias must be [E, out] of x's type ", x.scalar_type());
   check_offsets("moecod::grouped_linear", offsets, weight.sym_size(0));
+  check_devices("moecod::grouped_linear", x, {weight, bias, offsets});
+}
+
+void check_activated(const Tensor& x, std::string_view activation, const optional<Tensor>& activated_x) {
+  if (!activated_x || !activated_x->defined()) return;
+  TORCH_CHECK(activation != "none" && !activated_x->requires_grad(),
+              "moecod::grouped_linear: activated must be that activation of x, without a gradient of its own");
+  const bool gates = layers::activation_named(activation) == Activation::swiglu;
+  c10::SymDimVector sizes(x.sym_sizes());
+  if (gates) sizes.back() = sizes.back() / 2;
+  TORCH_CHECK(activated_x->sym_sizes() == c10::SymIntArrayRef(sizes), "moecod::grouped_linear: activated must be ",
+              c10::SymIntArrayRef(sizes), ", got ", activated_x->sym_sizes());
+  TORCH_CHECK(activated_x->scalar_type() == x.scalar_type(), "moecod::grouped_linear: x and activated must have one type, got ",
+              x.scalar_type(), " and ", activated_x->scalar_type());
+  check_devices("moecod::grouped_linear", x, {activated_x});
 }
 
 c10::SymDimVector with_width(const Tensor& x, const c10::SymInt& width) {
@@ -69,9 +86,10 @@ Tensor flat(const Tensor& x) { return x.reshape({-1, x.size(-1)}).contiguous(); 
 Tensor linear_by_torch(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& offsets,
                        std::string_view activation, const optional<Tensor>& activated_x) {
   check_linear(x, weight, bias, offsets, activation);
+  check_activated(x, activation, activated_x);
   const Tensor y = at::empty_symint(with_width(x, weight.sym_size(1)), x.options());
   const Tensor in = activated_x && activated_x->defined()
-                        ? flat(*activated_x)
+                        ? readable(flat(*activated_x))
                         : layers::activate(flat(x), layers::activation_named(activation));
   const Tensor out = y.view({-1, weight.size(1)});
   each_expert(x, offsets, [&](int64_t e, int64_t begin, int64_t end) {
@@ -122,7 +140,7 @@ bool is_alone(const Tensor& weight) { return weight.size(0) == 1; }
 bool takes(const Tensor& x, const Tensor& weight) {
   const int major = at::cuda::getCurrentDeviceProperties()->major;
   return x.scalar_type() == at::kBFloat16 && (is_alone(weight) || major == 9 || major == 10) && weight.size(1) % 8 == 0 &&
-         weight.size(2) % 8 == 0 && weight.size(0) < 1024 && x.numel() > 0 && aligned(x) && aligned(weight);
+         weight.size(2) % 8 == 0 && weight.size(0) < 1024 && x.numel() > 0 && x.numel() / x.size(-1) < std::numeric_limits<int32_t>::max() && aligned(x) && aligned(weight);
 }
 
 /// All items as rows of a matrix, sorted by expert.
@@ -225,12 +243,13 @@ Rows linear_rows(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
 Tensor linear_by_kernel(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& offsets,
                         std::string_view activation, const optional<Tensor>& activated_x) {
   check_linear(x, weight, bias, offsets, activation);
+  check_activated(x, activation, activated_x);
   const c10::cuda::CUDAGuard device(x.device());
   if (!kernel_takes(takes(x, weight))) return linear_by_torch(x, weight, bias, offsets, activation, activated_x);
   const Tensor w = weight.contiguous();
   const Rows rows = linear_rows(x, weight, offsets);
   const Tensor a = activated_x && activated_x->defined()
-                       ? flat(*activated_x)
+                       ? readable(flat(*activated_x))
                        : activated(flat(x), layers::activation_named(activation), weight.size(2));
   if (is_alone(w))  // the bias in the product's epilogue
     return at::linear(a, w[0], bias && bias->defined() ? (*bias)[0] : Tensor())
@@ -470,7 +489,7 @@ Tensor linear_with_autocast(const Tensor& x, const Tensor& weight, const optiona
   return call<operators::GroupedLinear>(
       at::autocast::cached_cast(type, x, at::kCUDA), at::autocast::cached_cast(type, weight, at::kCUDA),
       bias && bias->defined() ? optional(at::autocast::cached_cast(type, *bias, at::kCUDA)) : std::nullopt, offsets,
-      activation, activated_x);
+      activation, activated_x ? optional(at::autocast::cached_cast(type, *activated_x, at::kCUDA)) : std::nullopt);
 }
 
 }  // namespace

@@ -253,6 +253,11 @@ TEST(GroupedBatchNorm, TakesTheMomentsOfTheConvolution_CUDA) {
   torch::manual_seed(5);
   for (int64_t channels : {64, 128, 320, 512, 24, 136})
     compare_norm({3, 0, 1, 5}, channels, {14, 14}, true, true, at::kBFloat16, true, true);
+  // Enough tiles that the convolution chooses each of its sizes, on devices of some 132 multiprocessors.
+  compare_norm({20, 1, 0, 19}, 128, {28, 28}, true, true, at::kBFloat16, true, true);
+  compare_norm({9, 1, 0, 4}, 320, {28, 28}, true, true, at::kBFloat16, true, true);
+  compare_norm({30, 1, 0, 9}, 512, {14, 14}, true, true, at::kBFloat16, true, true);
+  compare_norm({60, 1, 0, 67}, 320, {28, 28}, true, true, at::kBFloat16, true, true);
 }
 
 /// A single convolution with its normalisation under autocast to bfloat16, which the same kernels run, against float64.

@@ -44,14 +44,18 @@ MOECOD_HOST_DEVICE void share_of_taps(const Band& rows, const Band& columns, int
   }
 }
 
-/// The same of all of 2 x 2 taps, as a map made larger by bilinear interpolation has them: without loops or questions.
+/// The same of all of 2 x 2 taps, as a map made larger by bilinear interpolation has them: without loops.
 template <class Add>
 MOECOD_HOST_DEVICE void two_by_two_taps(const Band& rows, const Band& columns, const Add& add) {
   const int top = rows.first(), left = columns.first();
-  add(rows.weight(0) * columns.weight(0), top, left);
-  add(rows.weight(0) * columns.weight(1), top, left + 1);
-  add(rows.weight(1) * columns.weight(0), top + 1, left);
-  add(rows.weight(1) * columns.weight(1), top + 1, left + 1);
+  const float up = rows.weight(0), down = rows.weight(1), near = columns.weight(0), far = columns.weight(1);
+  const auto tap = [&](float weight, int i, int j) {
+    if (weight != 0.0f) add(weight, i, j);  // what a sample has no part of may be infinite
+  };
+  tap(up * near, top, left);
+  tap(up * far, top, left + 1);
+  tap(down * near, top + 1, left);
+  tap(down * far, top + 1, left + 1);
 }
 
 }  // namespace moecod::kernel

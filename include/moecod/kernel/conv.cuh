@@ -226,7 +226,7 @@ inline bool in_clusters(int64_t tiles, int processors) { return tiles > processo
 /// of which 32 a cycle come from L2.
 template <class Tuning>
 int64_t conv_cost(const Groups& groups, int channels, int processors) {
-  const int64_t pairs = (groups.pieces(Tuning::positions) + 1) / 2, at_once = processors / 2;
+  const int64_t pairs = (groups.pieces(Tuning::positions) + 1) / 2, at_once = std::max(processors / 2, 1);
   const int64_t tiles = pairs * ((channels + Tuning::channels - 1) / Tuning::channels);
   const int64_t weights = Tuning::columns * Tuning::column_block / (in_clusters(tiles, processors) ? 2 : 1);
   const int64_t bytes = Tuning::rows * Tuning::row_block + weights;
@@ -333,7 +333,8 @@ cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
 
 /// Whether conv and conv_weight take the shape, of at most max_experts, on this device.
 inline bool conv_takes(const ConvShape& s) {
-  bool takes = s.in % 8 == 0 && s.out % 8 == 0 && s.in > 0 && s.out > 0 && s.out_height() > 0 && s.out_width() > 0;
+  constexpr int widest = 65536;  // conv_weight packs a channel into 16 bits
+  bool takes = s.in % 8 == 0 && s.out % 8 == 0 && s.in > 0 && s.out > 0 && s.in <= widest && s.out_height() > 0 && s.out_width() > 0;
   for (int i = 0; i < 2; ++i) {
     const int reach = s.dilation[i] * (s.kernel[i] - 1);
     takes = takes && reach <= 127 && s.padding[i] >= 0 && s.padding[i] <= reach;  // what a map's corners can say

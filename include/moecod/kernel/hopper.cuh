@@ -15,8 +15,15 @@ namespace moecod::kernel::hopper {
 #define MOECOD_HOPPER_CODE 0
 #endif
 
+/// Whether code for compute capability 9.0 with its own instructions (90a) is among what is compiled. A build without it says so
+/// by 0: nothing else tells the host that the kernels are empty.
+#ifndef MOECOD_HOPPER_KERNELS
+#define MOECOD_HOPPER_KERNELS 1
+#endif
+
 /// Whether the current device runs these kernels.
 inline bool is_hopper() {
+  if (!MOECOD_HOPPER_KERNELS) return false;
   int device = 0, major = 0, minor = 0;
   return cudaGetDevice(&device) == cudaSuccess &&
          cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
@@ -24,25 +31,21 @@ inline bool is_hopper() {
          minor == 0;
 }
 
-/// A function of the driver, found through the runtime, so that nothing links libcuda.
+/// A function of the driver, found through the runtime, so that nothing links libcuda; null where it has none.
 template <class Function>
-cudaError_t driver_function(const char* name, Function* function) {
+Function driver_function(const char* name) {
   void* found = nullptr;
   cudaDriverEntryPointQueryResult result{};
-  if (const cudaError_t error = cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &result))
-    return error;
-  if (result != cudaDriverEntryPointSuccess || !found) return cudaErrorNotSupported;
-  *function = reinterpret_cast<Function>(found);
-  return cudaSuccess;
+  const cudaError_t error = cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &result);
+  return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? reinterpret_cast<Function>(found) : nullptr;
 }
 
 /// A tensor of bfloat16, innermost dimension first, read in boxes whose rows of 64 elements are swizzled by 128 bytes;
 /// what lies outside is zero.
 template <int Rank>
 cudaError_t tiled_map(CUtensorMap* map, const void* data, const uint64_t (&sizes)[Rank], const uint32_t (&box)[Rank]) {
-  static decltype(&cuTensorMapEncodeTiled) encode = nullptr;
-  if (!encode)
-    if (const cudaError_t error = driver_function("cuTensorMapEncodeTiled", &encode)) return error;
+  static const auto encode = driver_function<decltype(&cuTensorMapEncodeTiled)>("cuTensorMapEncodeTiled");
+  if (!encode) return cudaErrorNotSupported;
   cuuint64_t size[Rank], stride[Rank];
   cuuint32_t shape[Rank], one[Rank];
   uint64_t bytes = 2;
@@ -65,9 +68,8 @@ cudaError_t tiled_map(CUtensorMap* map, const void* data, const uint64_t (&sizes
 /// position of the first tap lie outside of the image's first and last pixel.
 inline cudaError_t columns_map(CUtensorMap* map, const void* data, int64_t images, int height, int width, int channels,
                                const int (&lower)[2], const int (&upper)[2], int pixels) {
-  static decltype(&cuTensorMapEncodeIm2col) encode = nullptr;
-  if (!encode)
-    if (const cudaError_t error = driver_function("cuTensorMapEncodeIm2col", &encode)) return error;
+  static const auto encode = driver_function<decltype(&cuTensorMapEncodeIm2col)>("cuTensorMapEncodeIm2col");
+  if (!encode) return cudaErrorNotSupported;
   const auto c = static_cast<cuuint64_t>(channels), w = static_cast<cuuint64_t>(width);
   const auto h = static_cast<cuuint64_t>(height);
   const cuuint64_t size[] = {c, w, h, static_cast<cuuint64_t>(images)}, stride[] = {2 * c, 2 * c * w, 2 * c * w * h};
