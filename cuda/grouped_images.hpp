@@ -1,9 +1,12 @@
 #pragma once
 #include <ATen/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <c10/core/SymIntArrayRef.h>
+#include <c10/cuda/CUDAException.h>
 
 #include <cstdint>
 
+#include "cuda/kernels.hpp"
 #include "cuda/operators.hpp"
 #include "moecod/kernel/arguments.hpp"
 
@@ -44,6 +47,15 @@ inline kernel::ConvShape shape_of(const at::Tensor& x, const at::Tensor& weight,
 
 inline kernel::Groups groups(const at::Tensor& images, const at::Tensor& offsets) {
   return groups_of(offsets, images.size(0), images.size(2) * images.size(3));
+}
+
+/// Launches the gradient of a convolution's weights, with room for its sums.
+inline void run_conv_weight(kernel::ConvWeight arguments, const at::TensorOptions& options) {
+  int64_t size = 0;
+  C10_CUDA_CHECK(conv_weight_partial(arguments, &size));
+  const at::Tensor partial = at::empty({size}, options.dtype(at::kFloat));
+  arguments.partial = partial.mutable_data_ptr<float>();
+  C10_CUDA_CHECK(conv_weight(arguments, stream()));
 }
 
 /// Images as the kernels read them.

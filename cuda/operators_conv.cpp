@@ -138,16 +138,12 @@ Pair conv_backward_by_kernel(const Tensor& grad, const Tensor& x, const Tensor& 
   if (needed[1]) {
     const auto sizes = weight.sizes();
     d_weight = at::empty({sizes[0], sizes[1], sizes[3], sizes[4], sizes[2]}, x.options());
-    kernel::ConvWeight arguments{.groups = images,
-                                 .shape = shape,
-                                 .x = in.const_data_ptr(),
-                                 .grad = g.const_data_ptr(),
-                                 .d_weight = d_weight.mutable_data_ptr()};
-    int64_t size = 0;
-    C10_CUDA_CHECK(conv_weight_partial(arguments, &size));
-    const Tensor partial = at::empty({size}, x.options().dtype(at::kFloat));
-    arguments.partial = partial.mutable_data_ptr<float>();
-    C10_CUDA_CHECK(conv_weight(arguments, stream()));
+    run_conv_weight({.groups = images,
+                     .shape = shape,
+                     .x = in.const_data_ptr(),
+                     .grad = g.const_data_ptr(),
+                     .d_weight = d_weight.mutable_data_ptr()},
+                    x.options());
     d_weight = d_weight.permute({0, 1, 4, 2, 3});
   }
   return {d_x, d_weight};

@@ -93,6 +93,18 @@ struct Call {
   Tensor grad = {};  // of gelu(h)
 };
 
+Call call_of(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& offsets, IntArrayRef padding,
+             IntArrayRef dilation, bool gelu) {
+  Call c{.x = last_readable(x),
+         .weight = channels_behind(weight),
+         .bias = bias ? readable(bias->contiguous()) : Tensor(),
+         .offsets = offsets.contiguous(),
+         .shape = shape_of(x, weight, padding, dilation),
+         .gelu = gelu};
+  c.shape.in = c.shape.out;
+  return c;
+}
+
 /// y = h, gelu(h), or grad gelu'(h).
 Tensor convolve(const Call& c, bool by_3x3) {
   const int64_t height = c.transposed ? c.shape.height : c.shape.out_height();
@@ -134,14 +146,7 @@ Tensor by_kernel(const Tensor& x, const Tensor& weight, const optional<Tensor>& 
   if (!kernel_takes(takes(x, weight, padding, dilation)))
     return by_torch(x, weight, bias, offsets, padding, dilation, gelu);
   const c10::cuda::CUDAGuard device(x.device());
-  Call c{.x = last_readable(x),
-         .weight = channels_behind(weight),
-         .bias = bias ? readable(bias->contiguous()) : Tensor(),
-         .offsets = offsets.contiguous(),
-         .shape = shape_of(x, weight, padding, dilation),
-         .gelu = gelu};
-  c.shape.in = c.shape.out;
-  return convolve(c, is_3x3(c.x, weight, padding, dilation));
+  return convolve(call_of(x, weight, bias, offsets, padding, dilation, gelu), is_3x3(x, weight, padding, dilation));
 }
 
 Tensor shapes(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& offsets,
@@ -213,14 +218,8 @@ Gradients backward_by_kernel(const Tensor& grad, const Tensor& x, const Tensor& 
   if (!kernel_takes(takes(x, weight, padding, dilation) && grad.scalar_type() == x.scalar_type()))
     return backward_by_torch(grad, x, weight, bias, offsets, padding, dilation, gelu, needed);
   const c10::cuda::CUDAGuard device(x.device());
-  Call c{.x = last_readable(x),
-         .weight = channels_behind(weight),
-         .bias = bias ? readable(bias->contiguous()) : Tensor(),
-         .offsets = offsets.contiguous(),
-         .shape = shape_of(x, weight, padding, dilation),
-         .gelu = gelu,
-         .grad = last_readable(grad)};
-  c.shape.in = c.shape.out;
+  Call c = call_of(x, weight, bias, offsets, padding, dilation, gelu);
+  c.grad = last_readable(grad);
   const bool by_3x3 = is_3x3(c.x, weight, padding, dilation), of_weights = needed[1] || needed[2];
   const Tensor g = gelu ? convolve(c, by_3x3) : c.grad;
   Tensor d_x, d_weight, d_bias, both;

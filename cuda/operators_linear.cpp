@@ -25,6 +25,7 @@
 #include <limits>
 #include <string>
 
+#include "cuda/grouped_images.hpp"
 #include "cuda/kernels.hpp"
 #include "cuda/operators.hpp"
 #include "moecod/layers/activation.hpp"
@@ -193,16 +194,12 @@ Tensor weight_gradient(const Tensor& grad, const Tensor& a, const Tensor& weight
   if (is_alone(weight)) return at::matmul(grad.t(), a).unsqueeze(0);
   if (by_conv(weight) && few_tiles(weight)) {
     const Tensor d_weight = at::empty_like(weight);
-    kernel::ConvWeight arguments{.groups = rows.groups,
-                                 .shape = linear_shape(weight),
-                                 .x = a.const_data_ptr(),
-                                 .grad = grad.const_data_ptr(),
-                                 .d_weight = d_weight.mutable_data_ptr()};
-    int64_t size = 0;
-    C10_CUDA_CHECK(conv_weight_partial(arguments, &size));
-    const Tensor partial = at::empty({size}, a.options().dtype(at::kFloat));
-    arguments.partial = partial.mutable_data_ptr<float>();
-    C10_CUDA_CHECK(conv_weight(arguments, stream()));
+    run_conv_weight({.groups = rows.groups,
+                     .shape = linear_shape(weight),
+                     .x = a.const_data_ptr(),
+                     .grad = grad.const_data_ptr(),
+                     .d_weight = d_weight.mutable_data_ptr()},
+                    a.options());
     return d_weight;
   }
   const Tensor d_weight = at::_grouped_mm(grad.t(), a, rows.ends());

@@ -159,6 +159,15 @@ void require_close(const std::vector<float>& got, const std::vector<float>& exac
   require(std::sqrt(error) <= 1e-2 * std::sqrt(norm), what);  // NaN is never close
 }
 
+void run_conv_weight(kernel::ConvWeight weight, const char* name) {
+  int64_t size = 0;
+  check(cuda::conv_weight_partial(weight, &size), "conv_weight_partial");
+  const Array<float> partial(size);
+  weight.partial = partial.data();
+  check(cuda::conv_weight(weight, nullptr), name);
+  check(cudaDeviceSynchronize(), name);  // before the sums go
+}
+
 /// Convolution, its gradients, and normalisation with ReLU of images sorted by expert.
 void run_images(const std::vector<int32_t>& offsets, int in, int out, int height, int width) {
   const auto experts = static_cast<int>(offsets.size()) - 1;
@@ -181,13 +190,9 @@ void run_images(const std::vector<int32_t>& offsets, int in, int out, int height
   conv.y = d_x.data();
   conv.moments = nullptr;
   check(cuda::conv(conv, nullptr), "conv, transposed");
-  kernel::ConvWeight weight{
+  const kernel::ConvWeight weight{
       .groups = groups, .shape = shape, .x = x.data(), .grad = grad.data(), .d_weight = d_w.data()};
-  int64_t size = 0;
-  check(cuda::conv_weight_partial(weight, &size), "conv_weight_partial");
-  const Array<float> partial(size);
-  weight.partial = partial.data();
-  check(cuda::conv_weight(weight, nullptr), "conv_weight");
+  run_conv_weight(weight, "conv_weight");
 
   const std::size_t parameters = experts * out;
   const Array<float> scale(values(parameters, 4)), shift(values(parameters, 5)), mean(values(parameters, 6));
@@ -271,13 +276,9 @@ void run_linear(const std::vector<int32_t>& offsets, int in, int out) {
   backward.h = kept.data();
   backward.a = b.data();
   check(cuda::conv(backward, nullptr), "conv through the gate");
-  kernel::ConvWeight weight{
+  const kernel::ConvWeight weight{
       .groups = groups, .shape = shape, .x = x.data(), .grad = grad.data(), .d_weight = d_w.data()};
-  int64_t size = 0;
-  check(cuda::conv_weight_partial(weight, &size), "conv_weight_partial");
-  const Array<float> partial(size);
-  weight.partial = partial.data();
-  check(cuda::conv_weight(weight, nullptr), "conv_weight of rows");
+  run_conv_weight(weight, "conv_weight of rows");
   check(cudaDeviceSynchronize(), "kernels");
 
   const auto xs = widened(x.host()), ws = widened(w.host()), gs = widened(grad.host()), ks = widened(kept.host());

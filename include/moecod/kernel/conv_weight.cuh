@@ -28,8 +28,7 @@ struct ConvWeightTuning {
   static constexpr int grad_blocks = shared ? 1 : warpgroups, x_blocks = shared ? warpgroups * columns : columns;
   static constexpr uint32_t block = 64 * 128;  // bytes of 64 positions, 64 channels
   static constexpr uint32_t stage = (grad_blocks + x_blocks) * block;
-  static constexpr int in_flight = stage * stages > 229376 ? 2 : stages;
-  static uint32_t dynamic(int experts) { return in_flight * stage + 1024 + (experts + 1) * 4; }
+  static uint32_t dynamic(int experts) { return stages * stage + 1024 + (experts + 1) * 4; }
 };
 
 struct ConvWeightWork {
@@ -91,7 +90,7 @@ __device__ __forceinline__ void conv_weight_load(const CUtensorMap& x_map, const
           h = 0;
           ++n;
         }
-    if (++stage == Tuning::in_flight) {
+    if (++stage == Tuning::stages) {
       stage = 0;
       parity ^= 1;
     }
@@ -105,17 +104,17 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
                 const ConvWeightWork work, int row_tiles, int column_tiles) {
 #if MOECOD_HOPPER_CODE
   extern __shared__ uint8_t raw[];
-  __shared__ uint64_t full[Tuning::in_flight], empty[Tuning::in_flight];
+  __shared__ uint64_t full[Tuning::stages], empty[Tuning::stages];
   uint8_t* tiles = raw + (1024 - hopper::shared_address(raw) % 1024) % 1024;
   const int column_tile = static_cast<int>(blockIdx.x % column_tiles), rest = blockIdx.x / column_tiles;
   const int channel = rest % row_tiles * 64 * Tuning::grad_blocks, first_block = column_tile * Tuning::x_blocks;
   const int index = rest / row_tiles;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  auto* first = reinterpret_cast<int32_t*>(tiles + Tuning::in_flight * Tuning::stage);
+  auto* first = reinterpret_cast<int32_t*>(tiles + Tuning::stages * Tuning::stage);
   const PieceTable table{first, work.groups, work.piece};
   if (warp == 0) table.fill();
   if (threadIdx.x == 32) {
-    for (int i = 0; i < Tuning::in_flight; ++i) {
+    for (int i = 0; i < Tuning::stages; ++i) {
       hopper::barrier_init(&full[i], 1);
       hopper::barrier_init(&empty[i], Tuning::workers / 32);
     }
@@ -137,8 +136,8 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
     hopper::settle(sums);
     const auto steps = static_cast<int>((piece.end - piece.begin + 63) / 64);
     for (int step = 0; step < steps; ++step) {
-      const int stage = step % Tuning::in_flight;
-      hopper::barrier_wait(&full[stage], step / Tuning::in_flight & 1);
+      const int stage = step % Tuning::stages;
+      hopper::barrier_wait(&full[stage], step / Tuning::stages & 1);
       uint8_t* here = tiles + stage * Tuning::stage;
       const auto left = static_cast<int>(piece.end - piece.begin - 64 * step);
       if (left < 64) {
@@ -159,7 +158,7 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
                                                       hopper::across_k(x + 2048 * k, Tuning::block), Tuning::block, 1);
       hopper::multiply_commit();
       hopper::multiply_wait<1>();
-      if (lane == 0 && step > 0) hopper::barrier_arrive(&empty[(step - 1) % Tuning::in_flight]);
+      if (lane == 0 && step > 0) hopper::barrier_arrive(&empty[(step - 1) % Tuning::stages]);
     }
     hopper::multiply_wait<0>();
     hopper::settle(sums);

@@ -96,6 +96,18 @@ static __global__ void __launch_bounds__(NormTuning::threads) take_moments(const
   }
 }
 
+/// Which of an expert's pieces a warp joins, and how many warps have some.
+struct JoinShare {
+  int64_t from, to;
+  int busy;
+  __device__ JoinShare(const Piece& piece, int warp) {
+    const int64_t own = (piece.count + NormTuning::join_warps - 1) / NormTuning::join_warps;
+    from = warp * own;
+    to = from + own < piece.count ? from + own : piece.count;
+    busy = own > 0 ? static_cast<int>((piece.count + own - 1) / own) : 0;
+  }
+};
+
 /// Joins an expert's moments: 32 channels a block, each warp over a share of the pieces.
 static __global__ void __launch_bounds__(NormTuning::join_threads) join_moments(const Normalise a) {
   __shared__ float part[3][NormTuning::join_warps][32];
@@ -107,22 +119,19 @@ static __global__ void __launch_bounds__(NormTuning::join_threads) join_moments(
   const bool last = warp == 0 && c < a.channels;
   const float running_mean = last ? a.running_mean[at] : 0, running_var = last ? a.running_var[at] : 0;
   const auto items = static_cast<float>(piece.end - piece.begin);
-  const int64_t own = (piece.count + NormTuning::join_warps - 1) / NormTuning::join_warps;  // pieces a warp
-  const int busy = own > 0 ? static_cast<int>((piece.count + own - 1) / own) : 0;           // warps that have some
+  const JoinShare share(piece, warp);
   const bool batch = a.batch_statistics && piece.end - piece.begin > 1;
   float n = 0, mean = 0, squares = 0;
   const auto join = [&](float n2, float mean2, float squares2) {
     if (n2 == 0) return;
-    const float sum = n + n2, delta = mean2 - mean, share = n2 / sum;
-    mean += delta * share;
-    squares += squares2 + delta * delta * n * share;
+    const float sum = n + n2, delta = mean2 - mean, part2 = n2 / sum;
+    mean += delta * part2;
+    squares += squares2 + delta * delta * n * part2;
     n = sum;
   };
   if (batch && c < a.channels) {
-    const int64_t from = warp * own;
-    const int64_t to = from + own < piece.count ? from + own : piece.count;
 #pragma unroll 4
-    for (int64_t p = from; p < to; ++p) {
+    for (int64_t p = share.from; p < share.to; ++p) {
       const int64_t left = piece.end - piece.begin - p * a.piece;
       const float* moments = a.moments + (piece.first + p) * 2 * a.channels + c;
       join(static_cast<float>(left < a.piece ? left : a.piece), moments[0], moments[a.channels]);
@@ -133,7 +142,7 @@ static __global__ void __launch_bounds__(NormTuning::join_threads) join_moments(
   part[2][warp][lane] = squares;
   __syncthreads();
   if (warp > 0 || c >= a.channels) return;
-  for (int w = 1; w < busy; ++w) join(part[0][w][lane], part[1][w][lane], part[2][w][lane]);
+  for (int w = 1; w < share.busy; ++w) join(part[0][w][lane], part[1][w][lane], part[2][w][lane]);
   float variance = 0;
   if (batch) {
     variance = squares / items;
@@ -232,14 +241,11 @@ static __global__ void __launch_bounds__(NormTuning::join_threads) join_norm_gra
   const int e = blockIdx.y, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const Piece& piece = pieces_of_block(a.groups, e, norm_piece(a.groups.items()));
   const int c = blockIdx.x * 32 + lane;
-  const int64_t own = (piece.count + NormTuning::join_warps - 1) / NormTuning::join_warps;
-  const int busy = own > 0 ? static_cast<int>((piece.count + own - 1) / own) : 0;
+  const JoinShare share(piece, warp);
   float2 sum{0, 0};
   if (c < a.channels) {
-    const int64_t from = warp * own;
-    const int64_t to = from + own < piece.count ? from + own : piece.count;
 #pragma unroll 4
-    for (int64_t p = from; p < to; ++p) {
+    for (int64_t p = share.from; p < share.to; ++p) {
       const float* partial = a.partial + (piece.first + p) * 2 * a.channels + c;
       sum.x += partial[0];
       sum.y += partial[a.channels];
@@ -248,7 +254,7 @@ static __global__ void __launch_bounds__(NormTuning::join_threads) join_norm_gra
   part[warp][lane] = sum;
   __syncthreads();
   if (warp > 0 || c >= a.channels) return;
-  for (int w = 1; w < busy; ++w) {
+  for (int w = 1; w < share.busy; ++w) {
     sum.x += part[w][lane].x;
     sum.y += part[w][lane].y;
   }

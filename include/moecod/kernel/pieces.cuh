@@ -59,15 +59,21 @@ __device__ __forceinline__ int find_expert(const Groups& groups, int64_t size, F
   return -1;
 }
 
-/// The lane's piece, in all lanes; none for lane -1.
-__device__ __forceinline__ Piece piece_of_lane(const Piece& mine, int lane) {
-  Piece piece;
-  if (lane < 0) return piece;
-  piece.expert = __shfl_sync(whole_warp, mine.expert, lane);
-  piece.begin = __shfl_sync(whole_warp, mine.begin, lane);
-  piece.end = __shfl_sync(whole_warp, mine.end, lane);
-  piece.first = __shfl_sync(whole_warp, mine.first, lane);
-  piece.count = __shfl_sync(whole_warp, mine.count, lane);
+/// Of all items of an expert as a piece, what `match` makes of the one that it says yes to; else one of expert -1. For a
+/// block that begins with it.
+template <class Match>
+__device__ __forceinline__ const Piece& piece_of_block(const Groups& groups, int64_t size, Match&& match) {
+  __shared__ Piece piece;
+  if (threadIdx.x < 32) {
+    Piece mine;
+    const int lane = find_expert(groups, size, [&](int e, int64_t begin, int64_t end, int count, int first) {
+      mine = {e, begin, end, first, count};
+      return match(mine);
+    });
+    if (lane < 0) mine = {};
+    if (static_cast<int>(threadIdx.x) == (lane < 0 ? 0 : lane)) piece = mine;
+  }
+  __syncthreads();
   return piece;
 }
 
@@ -75,35 +81,16 @@ __device__ __forceinline__ Piece piece_of_lane(const Piece& mine, int lane) {
 
 /// The piece of that number, or one of expert -1 behind the last. For a block that begins with it.
 __device__ __forceinline__ const Piece& find_piece_of_block(const Groups& groups, int64_t size, int64_t index) {
-  __shared__ Piece piece;
-  if (threadIdx.x < 32) {
-    Piece mine;
-    const int lane = detail::find_expert(groups, size, [&](int e, int64_t begin, int64_t end, int count, int first) {
-      const int64_t from = begin + (index - first) * size;
-      mine = {e, from, from + size < end ? from + size : end, first, count};
-      return index >= first && index < first + count;
-    });
-    const Piece found = detail::piece_of_lane(mine, lane);
-    if (threadIdx.x == 0) piece = found;
-  }
-  __syncthreads();
-  return piece;
+  return detail::piece_of_block(groups, size, [&](Piece& piece) {
+    piece.begin += (index - piece.first) * size;
+    if (piece.begin + size < piece.end) piece.end = piece.begin + size;
+    return index >= piece.first && index < piece.first + piece.count;
+  });
 }
 
 /// All items of an expert, the number of its first piece and how many it has. For a block that begins with it.
 __device__ __forceinline__ const Piece& pieces_of_block(const Groups& groups, int expert, int64_t size) {
-  __shared__ Piece piece;
-  if (threadIdx.x < 32) {
-    Piece mine;
-    const int lane = detail::find_expert(groups, size, [&](int e, int64_t begin, int64_t end, int count, int first) {
-      mine = {e, begin, end, first, count};
-      return e == expert;
-    });
-    const Piece found = detail::piece_of_lane(mine, lane);
-    if (threadIdx.x == 0) piece = found;
-  }
-  __syncthreads();
-  return piece;
+  return detail::piece_of_block(groups, size, [&](const Piece& piece) { return piece.expert == expert; });
 }
 
 }  // namespace moecod::kernel
