@@ -30,10 +30,10 @@ struct SeedBatching {
       const at::Tensor chosen = routing.experts.eq(e);
       const at::Tensor mask = chosen.any(1);
       if (!mask.any().template item<bool>()) return part;
-      part.rows = mask.nonzero().flatten();
+      const at::Tensor rows = mask.nonzero().flatten();
       part.output = run_expert(input.index({mask}));
-      for (int64_t i = 0; i < part.rows.size(0); ++i) {
-        const int64_t n = part.rows[i].template item<int64_t>();
+      for (int64_t i = 0; i < rows.size(0); ++i) {
+        const int64_t n = rows[i].template item<int64_t>();
         const double weight = (routing.weights[n] * chosen[n]).sum().template item<double>();
         y[n] += part.output[i] * weight;
       }

@@ -182,17 +182,10 @@ Tensor product(const Tensor& x, const Tensor& weight, const Rows& rows, bool tra
   return y;
 }
 
-/// Whether at::_grouped_mm, a block of which takes all rows of an expert for a tile of 128 x 256 of its weights, has
-/// fewer of them than four for each multiprocessor. Then conv_weight is faster, which also cuts the rows.
-bool few_tiles(const Tensor& weight) {
-  const int64_t tiles = weight.size(0) * ((weight.size(1) + 127) / 128) * ((weight.size(2) + 255) / 256);
-  return tiles < 4 * at::cuda::getCurrentDeviceProperties()->multiProcessorCount;
-}
-
 /// grad^T a of each expert.
 Tensor weight_gradient(const Tensor& grad, const Tensor& a, const Tensor& weight, const Rows& rows) {
   if (is_alone(weight)) return at::matmul(grad.t(), a).unsqueeze(0);
-  if (by_conv(weight) && few_tiles(weight)) {
+  if (by_conv(weight)) {
     const Tensor d_weight = at::empty_like(weight);
     run_conv_weight({.groups = rows.groups,
                      .shape = linear_shape(weight),
@@ -210,10 +203,6 @@ Tensor weight_gradient(const Tensor& grad, const Tensor& a, const Tensor& weight
                            stream()));
   return d_weight;
 }
-
-/// The longest sum for which the gate, forward with h kept and backward, goes into the product's epilogue. It moves more
-/// bytes than the product, whose tiles are smaller for it: with longer sums that costs what a pass of its own does.
-constexpr int64_t longest_fused = 1024;
 
 kernel::Activation kind(Activation activation) {
   return activation == Activation::gelu ? kernel::Activation::gelu : kernel::Activation::swiglu;
@@ -291,7 +280,7 @@ Gradients linear_backward_by_kernel(const Tensor& grad, const Tensor& x, const T
   Tensor d_x = at::empty({0}, x.options()), d_weight = d_x, d_bias = d_x;
   Tensor a = before == Activation::none ? h : Tensor();
   if (needed[0]) {
-    if (before == Activation::swiglu && !is_alone(w) && by_conv(w) && w.size(1) <= longest_fused) {
+    if (before == Activation::swiglu && !is_alone(w) && by_conv(w)) {
       std::tie(d_x, a) = gate_backward(g, h, w, rows);
     } else {
       d_x = product(g, w, rows, /*transposed=*/true);
@@ -371,7 +360,7 @@ Kept swiglu_kept_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& 
   if (!kernel_takes(takes(x, weight) && weight.size(1) % 16 == 0)) return swiglu_kept_by_torch(x, weight, offsets);
   const Tensor in = flat(x), w = weight.contiguous();
   const Rows rows = rows_of(x, offsets);
-  const bool fused = by_conv(w) && w.size(2) <= longest_fused;
+  const bool fused = by_conv(w);
   const Tensor h = fused ? at::empty({in.size(0), w.size(1)}, x.options()) : product(in, w, rows, /*transposed=*/false);
   const Tensor a = fused ? gate(in, w, h, rows) : activated(h, Activation::swiglu, w.size(1) / 2);
   return {h.view_symint(with_width(x, w.size(1))), a.view_symint(with_width(x, w.size(1) / 2))};

@@ -258,6 +258,8 @@ TEST(GroupedBatchNorm, TakesTheMomentsOfTheConvolution_CUDA) {
   compare_norm({9, 1, 0, 4}, 320, {28, 28}, true, true, at::kBFloat16, true, true);
   compare_norm({30, 1, 0, 9}, 512, {14, 14}, true, true, at::kBFloat16, true, true);
   compare_norm({60, 1, 0, 67}, 320, {28, 28}, true, true, at::kBFloat16, true, true);
+  compare_norm({60, 1, 0, 67}, 192, {28, 28}, true, true, at::kBFloat16, true, true);
+  compare_norm({60, 1, 0, 67}, 256, {28, 28}, true, true, at::kBFloat16, true, true);
 }
 
 /// A single convolution with its normalisation under autocast to bfloat16, which the same kernels run, against float64.

@@ -186,6 +186,7 @@ TEST(SwiGlu, EqualsFloat64_CUDA) {
                                                                 {{5, 0, 9}, 24, 40},
                                                                 {{256}, 8, 8},
                                                                 {{3, 250, 7}, 1032, 136},
+                                                                {{700, 0, 129, 256}, 1040, 600},
                                                                 {std::vector<int64_t>(128, 3), 128, 200}}) {
     SCOPED_TRACE(::testing::Message() << rows.size() << " experts, " << channels << " and " << hidden);
     const auto experts = static_cast<int64_t>(rows.size());

@@ -162,8 +162,8 @@ struct DispatchLaws : ::testing::Test {
     auto store = make<Store<expert::Mlp<>>>(device, expert::MlpOptions{channels});
     const Routing routing = sample_routing(rows, experts, 2, 27, idle, device);
     const auto out = Dispatch::run(*store, vectors(device), routing);
-    const at::Tensor weighted = out.parts.output * out.parts.weights.unsqueeze(1);
-    EXPECT_TRUE(close(at::zeros_like(out.y).index_add(0, out.parts.rows, weighted), out.y, 1e-12));
+    const at::Tensor weighted = out.parts.output * out.parts.weights().unsqueeze(1);
+    EXPECT_TRUE(close(at::zeros_like(out.y).index_add(0, out.parts.rows(), weighted), out.y, 1e-12));
   }
 
   static void recomputation_changes_nothing(at::Device device) {

@@ -158,7 +158,7 @@ TEST(Distinct, ExpertsReadWhatTheyNameUnderEveryDispatcher) {
   EXPECT_TRUE(close(batched.y, sequential.y, 1e-12));
   EXPECT_TRUE(close(masked.y, sequential.y, 1e-12));
   const auto& part = std::get<1>(batched.parts);
-  EXPECT_EQ(part.rows.size(0), routing.counts[1].item<int64_t>());
+  EXPECT_EQ(part.rows().size(0), routing.counts[1].item<int64_t>());
   EXPECT_TRUE(close(part.output.edge, std::get<1>(sequential.parts).output.edge, 1e-12));
   const auto& idle = std::get<2>(batched.parts);
   EXPECT_TRUE(idle.empty());

@@ -25,29 +25,18 @@ namespace moecod::kernel {
 namespace detail {
 
 #if MOECOD_HOPPER_CODE
-/// The place of the next step in the ring of stages.
-template <int Stages>
-struct Ring {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ __forceinline__ void next() {
-    if (++stage == Stages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
 /// One thread's work: all loads of the block.
 template <class Tuning, ConvKind Kind>
 __device__ __forceinline__ void conv_load(const ConvMaps& maps, const ConvWork& work, const PieceTable& table,
                                           int tiles, int rank, uint8_t* stages, uint64_t* full, uint64_t* empty) {
   constexpr bool across = reads_across(Kind);
   constexpr int channels = has_pairs(Kind) ? Tuning::channels / 2 : Tuning::channels;
+  constexpr uint32_t bytes =
+      Tuning::rows * Tuning::row_block + (across ? Tuning::columns * Tuning::column_block : Tuning::channels * 128);
   const int chunks = (work.in + 63) / 64, steps = chunks * work.taps;
-  Ring<Tuning::stages> ring;
+  hopper::Ring<Tuning::stages> ring;
   for (int number = blockIdx.x / 2; number < tiles; number += gridDim.x / 2) {
-    const ConvTile tile = conv_tile<Tuning>(table, work.column_tiles, channels, number, rank);
+    const ConvTile tile = conv_tile(table, work, channels, number, rank);
     int w[Tuning::rows], h[Tuning::rows], n[Tuning::rows];
     if (!work.rows_alone)
 #pragma unroll
@@ -62,7 +51,7 @@ __device__ __forceinline__ void conv_load(const ConvMaps& maps, const ConvWork& 
     for (int step = 0; step < steps; ++step) {
       uint64_t* arrived = &full[ring.stage];
       hopper::barrier_wait(&empty[ring.stage], ring.parity ^ 1);
-      hopper::barrier_expect(arrived, Tuning::stage);
+      hopper::barrier_expect(arrived, bytes);
       uint8_t* to = stages + ring.stage * Tuning::stage;
 #pragma unroll
       for (int i = 0; i < Tuning::rows; ++i)
@@ -80,7 +69,7 @@ __device__ __forceinline__ void conv_load(const ConvMaps& maps, const ConvWork& 
             if (i < (Tuning::columns + 1) / 2 == (half == 0))
               load(to + i * Tuning::column_block, tile.channel + 64 * i, work.taps - 1 - tap, 64 * chunk);
         } else {
-          constexpr int columns = 32 * Tuning::columns;
+          constexpr int columns = Tuning::channels / 2;
           // Gates come first and then what they gate, the same columns of both.
           const int channel = tile.channel + half * (has_pairs(Kind) ? work.out : columns);
           load(to + half * columns * 128, 64 * chunk, tap, channel);
@@ -98,7 +87,7 @@ __device__ __forceinline__ void conv_load(const ConvMaps& maps, const ConvWork& 
         load_half(0, for_this);
         load_half(1, for_this);
       }
-      if constexpr (Kind == ConvKind::gate_backward) {
+      if constexpr (Kind == ConvKind::gate_backward && is_staged<Tuning>(Kind)) {
         // Asks for h ahead of gate_move, whose stage is busy; a few boxes a step, so that the loads do not wait for it.
         constexpr int boxes = 4 * Tuning::columns;
         const int each = (boxes + steps - 1) / steps;
@@ -124,7 +113,7 @@ __device__ __forceinline__ void conv_load(const ConvMaps& maps, const ConvWork& 
 /// Shared memory of the epilogue.
 template <class Tuning, ConvKind Kind>
 __host__ __device__ constexpr uint32_t epilogue_bytes(bool moments) {
-  if constexpr (is_gate(Kind)) return GateStage<Tuning, Kind>::bytes;
+  if constexpr (is_staged<Tuning>(Kind)) return GateStage<Tuning, Kind>::bytes;
   return moments ? MomentStage<Tuning>::bytes : 0;
 }
 
@@ -148,7 +137,7 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
       hopper::barrier_init(&full[i], 1);
       hopper::barrier_init(&empty[i], (work.clusters ? 2 : 1) * Tuning::workers / 32);
     }
-    if constexpr (is_gate(Kind)) {
+    if constexpr (is_staged<Tuning>(Kind)) {
       for (int i = 0; i < 4; ++i) {
         hopper::barrier_init(&gate.ready[i], 1);
         hopper::barrier_init(&gate.staged[i], Tuning::workers / 32);
@@ -163,7 +152,7 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
     hopper::fewer_registers<40>();
     if (warp == Tuning::workers / 32 && lane == 0)
       conv_load<Tuning, Kind>(maps, work, table, tiles, rank, stages, full, empty);
-    if constexpr (is_gate(Kind))
+    if constexpr (is_staged<Tuning>(Kind))
       if (warp == Tuning::workers / 32 + 1 && lane == 0)
         gate_move<Tuning, Kind>(maps, work, table, tiles, rank, rest, gate);
   } else {
@@ -174,7 +163,7 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
       if (lane < (work.clusters ? 2 : 1)) hopper::barrier_arrive(&empty[stage], lane);
     };
     float sums[Tuning::rows][32 * Tuning::columns] = {};
-    Ring<Tuning::stages> ring;
+    hopper::Ring<Tuning::stages> ring;
     [[maybe_unused]] uint32_t turn = 0;
     for (int number = blockIdx.x / 2; number < tiles; number += gridDim.x / 2) {
 #pragma unroll
@@ -192,7 +181,7 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
               across ? hopper::across_k(weight + 2048 * k, Tuning::column_block) : hopper::along_k(weight + 32 * k);
 #pragma unroll
           for (int i = 0; i < Tuning::rows; ++i)
-            hopper::multiply<Tuning::columns, false, across>(
+            hopper::multiply<Tuning::channels, false, across>(
                 sums[i], hopper::along_k(x + i * Tuning::row_block / 2 + 32 * k), b, Tuning::column_block,
                 step + k > 0);
         }
@@ -202,13 +191,19 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
         before = ring.stage;
         ring.next();
       }
-      const ConvTile tile = conv_tile<Tuning>(table, work.column_tiles, channels, number, rank);
+      const ConvTile tile = conv_tile(table, work, channels, number, rank);
+      [[maybe_unused]] GateOperands<Tuning> operands{work, tile, {}, {}};
+      if constexpr (Kind == ConvKind::gate_backward && !is_staged<Tuning>(Kind)) operands.start();
       hopper::multiply_wait<0>();
 #pragma unroll
       for (int i = 0; i < Tuning::rows; ++i) hopper::settle(sums[i]);
       release(before);
-      if constexpr (is_gate(Kind))
+      if constexpr (is_staged<Tuning>(Kind))
         gate_finish<Tuning, Kind>(work, tile, sums, rest, gate, turn++ & 1);
+      else if constexpr (Kind == ConvKind::gated_kept)
+        gate_finish_kept<Tuning>(work, tile, sums);
+      else if constexpr (Kind == ConvKind::gate_backward)
+        gate_finish_backward<Tuning>(sums, operands);
       else
         conv_finish<Tuning, Kind>(work, tile, sums, rest);
     }
@@ -223,33 +218,31 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
 inline bool in_clusters(int64_t tiles, int processors) { return tiles > processors / 2; }
 
 /// What a tile costs a convolution: turns of the device, times the cycles of a step: of its products, or of its bytes,
-/// of which 32 a cycle come from L2.
+/// of which 40 a cycle come from L2; and a part of these in any case, since larger tiles take less power.
 template <class Tuning>
 int64_t conv_cost(const Groups& groups, int channels, int processors) {
   const int64_t pairs = (groups.pieces(Tuning::positions) + 1) / 2, at_once = std::max(processors / 2, 1);
   const int64_t tiles = pairs * ((channels + Tuning::channels - 1) / Tuning::channels);
-  const int64_t weights = Tuning::columns * Tuning::column_block / (in_clusters(tiles, processors) ? 2 : 1);
+  const int64_t weights = Tuning::channels * 128 / (in_clusters(tiles, processors) ? 2 : 1);
   const int64_t bytes = Tuning::rows * Tuning::row_block + weights;
-  return (tiles + at_once - 1) / at_once *
-         std::max<int64_t>(bytes / 32, 256 * Tuning::rows * Tuning::columns);
+  const int64_t step = std::max<int64_t>(bytes / 40, 4 * Tuning::rows * Tuning::channels) + bytes / 256;
+  return (tiles + at_once - 1) / at_once * step;
 }
 
-/// Calls f with the tile for a convolution to so many channels, the cheapest of five.
+/// Calls f with the tile for a convolution to so many channels, the cheapest.
 template <class F>
 auto with_conv_tuning(const Groups& groups, int channels, F&& f) {
-  using Tunings =
-      std::tuple<ConvTuning<2, 1, 5>, ConvTuning<2, 2, 4>, ConvTuning<1, 3, 5>, ConvTuning<1, 4, 4>, ConvTuning<1, 5, 3>>;
+  using Tunings = std::tuple<ConvTuning<2, 1, 5>, ConvTuning<2, 2, 4>, ConvTuning<1, 3, 5, 176>, ConvTuning<1, 3, 5>,
+                             ConvTuning<1, 4, 4>, ConvTuning<1, 5, 3>>;
   int processors = 0;
   if (multiprocessors(&processors) != cudaSuccess) processors = 1;
-  const auto cost = [&]<std::size_t... I>(std::index_sequence<I...>) {
-    return std::array{conv_cost<std::tuple_element_t<I, Tunings>>(groups, channels, processors)...};
+  return [&]<std::size_t... I>(std::index_sequence<I...>) {
+    const std::array cost{conv_cost<std::tuple_element_t<I, Tunings>>(groups, channels, processors)...};
+    const auto best = static_cast<std::size_t>(std::min_element(cost.begin(), cost.end()) - cost.begin());
+    decltype(f(std::tuple_element_t<0, Tunings>{})) result{};
+    ((best == I && (result = f(std::tuple_element_t<I, Tunings>{}), true)) || ...);
+    return result;
   }(std::make_index_sequence<std::tuple_size_v<Tunings>>{});
-  const auto best = std::min_element(cost.begin(), cost.end()) - cost.begin();
-  return best == 0   ? f(std::tuple_element_t<0, Tunings>{})
-         : best == 1 ? f(std::tuple_element_t<1, Tunings>{})
-         : best == 2 ? f(std::tuple_element_t<2, Tunings>{})
-         : best == 3 ? f(std::tuple_element_t<3, Tunings>{})
-                     : f(std::tuple_element_t<4, Tunings>{});
 }
 
 /// Positions of an image of y.
@@ -275,6 +268,7 @@ cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
   work.rows_alone = s.taps() == 1;
   work.y = static_cast<__nv_bfloat16*>(Kind == ConvKind::gate_backward ? a.a : a.y);
   work.h = static_cast<__nv_bfloat16*>(Kind == ConvKind::gate_backward ? a.y : a.h);
+  work.kept = Kind == ConvKind::gate_backward ? static_cast<const __nv_bfloat16*>(a.h) : nullptr;
   work.moments = a.moments;
   int lower[2], upper[2];
   for (int i = 0; i < 2; ++i) {
@@ -293,9 +287,9 @@ cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
     return error;
   if (const cudaError_t error = hopper::tiled_map<4>(
           &maps.weight, a.weight, {uint64_t(s.in), uint64_t(s.taps()), uint64_t(s.out), uint64_t(a.groups.experts)},
-          {64, 1, a.transposed ? 64u : 32u * Tuning::columns, 1}))
+          {64, 1, a.transposed ? 64u : Tuning::channels / 2u, 1}))
     return error;
-  if constexpr (is_gate(Kind)) {
+  if constexpr (is_staged<Tuning>(Kind)) {
     const auto matrix = [&](CUtensorMap* map, const void* data, uint64_t parts) {
       return hopper::tiled_map<3>(map, data, {uint64_t(work.out), parts, uint64_t(work.groups.items())}, {64, 1, 64});
     };
@@ -314,6 +308,9 @@ cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
     return error;
   const int channels = has_pairs(Kind) ? Tuning::channels / 2 : Tuning::channels;
   work.column_tiles = (work.out + channels - 1) / channels;
+  // Weights that fit into L2 beside what streams through are read for every pair, so that whole rows of y are written
+  // together; of larger ones a band of pairs shares what it reads.
+  work.band = int64_t(s.in) * s.out * s.taps() <= 1 << 20 ? 1 : 8;
   const int64_t pairs = (work.groups.pieces(Tuning::positions) + 1) / 2;
   work.clusters = in_clusters(pairs * work.column_tiles, processors);
   cudaLaunchAttribute cluster{};
@@ -351,8 +348,13 @@ inline int conv_piece(const Groups& groups, int channels) {
 inline cudaError_t conv(const Conv& a, cudaStream_t stream) {
   if (a.groups.rows == 0) return cudaSuccess;
   using detail::ConvKind, detail::ConvTuning, detail::launch_conv;
-  if (a.gated && a.transposed) return launch_conv<ConvTuning<1, 2, 4>, ConvKind::gate_backward>(a, stream);
-  if (a.gated && a.h) return launch_conv<ConvTuning<1, 2, 5>, ConvKind::gated_kept>(a, stream);
+  const bool is_long = (a.transposed ? a.shape.out : a.shape.in) > 1024;
+  if (a.gated && a.transposed)
+    return is_long ? launch_conv<ConvTuning<1, 4, 4>, ConvKind::gate_backward>(a, stream)
+                   : launch_conv<ConvTuning<1, 2, 4>, ConvKind::gate_backward>(a, stream);
+  if (a.gated && a.h)
+    return is_long ? launch_conv<ConvTuning<1, 4, 4>, ConvKind::gated_kept>(a, stream)
+                   : launch_conv<ConvTuning<1, 2, 5>, ConvKind::gated_kept>(a, stream);
   if (a.gated) return launch_conv<ConvTuning<1, 4, 4>, ConvKind::gated>(a, stream);
   Groups out = a.groups;
   out.each = detail::conv_positions(a);

@@ -9,7 +9,7 @@ namespace moecod::kernel::detail {
 template <class Tuning>
 struct MomentStage {
   static constexpr int warps = Tuning::workers / 32;
-  static constexpr uint32_t patch = 16 * 64, bytes = warps * (patch + Tuning::channels * 8);
+  static constexpr uint32_t patch = 16 * 64, bytes = warps * (patch + Tuning::columns * 64 * 8);
 };
 
 #if MOECOD_HOPPER_CODE
@@ -23,7 +23,8 @@ __device__ __forceinline__ float2 unpack(uint32_t two) {
 }
 
 /// Lane q of each four, which has part q of four vectors, gets all parts of vector q.
-__device__ __forceinline__ uint4 vector_of_four(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+__device__ __forceinline__ void to_vector_of_four(uint32_t (&part)[4]) {
+  auto& [a, b, c, d] = part;
   const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
   const uint32_t ab = __shfl_xor_sync(whole_warp, odd ? a : b, 1), cd = __shfl_xor_sync(whole_warp, odd ? c : d, 1);
   (odd ? a : b) = ab;
@@ -31,7 +32,11 @@ __device__ __forceinline__ uint4 vector_of_four(uint32_t a, uint32_t b, uint32_t
   const uint32_t ac = __shfl_xor_sync(whole_warp, high ? a : c, 2), bd = __shfl_xor_sync(whole_warp, high ? b : d, 2);
   (high ? a : c) = ac;
   (high ? b : d) = bd;
-  return {a, b, c, d};
+}
+__device__ __forceinline__ uint4 vector_of_four(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  uint32_t parts[] = {a, b, c, d};
+  to_vector_of_four(parts);
+  return {parts[0], parts[1], parts[2], parts[3]};
 }
 
 /// Sums of a warp's rows of two channels, about its first row, so that nothing cancels.
@@ -69,12 +74,12 @@ __device__ __forceinline__ void store_moments(const ConvWork& work, const ConvTi
     float mean = 0, square = 0;
 #pragma unroll
     for (int w = 0; w < warps; ++w)
-      if (const float rows = rows_of(w)) mean += rows * of_warps[w * Tuning::channels + c].x;
+      if (const float rows = rows_of(w)) mean += rows * of_warps[w * 64 * Tuning::columns + c].x;
     mean /= static_cast<float>(tile.rows());
 #pragma unroll
     for (int w = 0; w < warps; ++w)
       if (const float rows = rows_of(w)) {
-        const float2 its = of_warps[w * Tuning::channels + c];
+        const float2 its = of_warps[w * 64 * Tuning::columns + c];
         square += its.y + rows * (its.x - mean) * (its.x - mean);
       }
     float* out = work.moments + int64_t(tile.index) * 2 * work.out + tile.channel + c;
@@ -91,12 +96,13 @@ __device__ __forceinline__ void conv_finish(const ConvWork& work, const ConvTile
                                             const float (&sums)[Tuning::rows][32 * Tuning::columns], uint8_t* scratch) {
   using Stage = MomentStage<Tuning>;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rows = tile.rows();
+  const int channels = min(Tuning::channels, work.out - tile.channel);
   const bool moments = Kind == ConvKind::plain && work.moments;
   uint8_t* patch = scratch + warp * Stage::patch;
   auto* of_warps = reinterpret_cast<float2*>(scratch + Stage::warps * Stage::patch);
   __nv_bfloat16* y = work.y + tile.piece.begin * work.out + tile.channel;
 #pragma unroll
-  for (int chunk = 0; chunk < Tuning::channels / 32; ++chunk) {
+  for (int chunk = 0; chunk < (Tuning::channels + 31) / 32; ++chunk) {
     const int column = 32 * chunk + 8 * (lane % 4);
     Moments two;
     int counted = 0;
@@ -111,7 +117,7 @@ __device__ __forceinline__ void conv_finish(const ConvWork& work, const ConvTile
           return pack(sums[i][k], sums[i][k + 1]);
         };
         const uint4 vector = vector_of_four(part(0), part(1), part(2), part(3));
-        if (row < rows && tile.channel + column < work.out)
+        if (row < rows && column < channels)
           *reinterpret_cast<uint4*>(y + int64_t(row) * work.out + column) = vector;
         if (moments) reinterpret_cast<uint4*>(patch)[32 * half + lane] = vector;
       }
@@ -138,7 +144,7 @@ __device__ __forceinline__ void conv_finish(const ConvWork& work, const ConvTile
       if (lane < 16) {
         const float share = __fdividef(1, static_cast<float>(max(counted, 1)));
         const float2 mean{two.sum.x * share, two.sum.y * share};
-        *reinterpret_cast<float4*>(of_warps + warp * Tuning::channels + 32 * chunk + 2 * lane) = {
+        *reinterpret_cast<float4*>(of_warps + warp * 64 * Tuning::columns + 32 * chunk + 2 * lane) = {
             two.about.x + mean.x, fmaxf(two.square.x - two.sum.x * mean.x, 0), two.about.y + mean.y,
             fmaxf(two.square.y - two.sum.y * mean.y, 0)};
       }

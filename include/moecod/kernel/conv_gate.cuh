@@ -5,13 +5,20 @@
 /// The gate of a SwiGLU expert, a = silu(g) u with [g, u] = h, in the epilogue of the product before it, and its
 /// backward pass in that of the product that gives the gradient of a.
 ///
-/// Both move more bytes than the product itself. So tiles come and go through shared memory, by TMA, which one thread
-/// of the loading warpgroup asks for: the workers go on with the next tile while the last is stored. A stage holds
-/// blocks of 128 rows and 64 channels, swizzled as TMA does, of g, u and a in this order.
+/// With short sums both move more bytes than the product itself. So tiles come and go through shared memory, by TMA, which
+/// one thread of the loading warpgroup asks for: the workers go on with the next tile while the last is stored. A stage
+/// holds blocks of 128 rows and 64 channels, swizzled as TMA does, of g, u and a in this order. With long sums the products
+/// have larger tiles instead, beside which no stage fits, and registers go to and from global memory.
 namespace moecod::kernel::detail {
 
 MOECOD_HOST_DEVICE constexpr bool is_gate(ConvKind kind) {
   return kind != ConvKind::plain && kind != ConvKind::transposed;
+}
+
+/// Whether the kind's tiles go through a stage in shared memory.
+template <class Tuning>
+MOECOD_HOST_DEVICE constexpr bool is_staged(ConvKind kind) {
+  return kind == ConvKind::gated || (is_gate(kind) && Tuning::columns <= 2);
 }
 
 /// What a kind holds in shared memory beside the products' tiles.
@@ -37,7 +44,7 @@ __device__ __forceinline__ void gate_move(const ConvMaps& maps, const ConvWork& 
                                           int tiles, int rank, uint8_t* stage, GateBarriers& barriers) {
   using Stage = GateStage<Tuning, Kind>;
   const auto tile_at = [&](int number) {
-    return conv_tile<Tuning>(table, work.column_tiles, 64 * Stage::blocks, number, rank);
+    return conv_tile(table, work, 64 * Stage::blocks, number, rank);
   };
   const auto prepare = [&](const ConvTile& tile, int b) {
     if constexpr (Kind == ConvKind::gate_backward) {
@@ -147,6 +154,107 @@ __device__ __forceinline__ void gate_finish(const ConvWork& work, const ConvTile
     hopper::publish_stores();
     __syncwarp();
     if (lane == 0) hopper::barrier_arrive(&barriers.staged[b]);
+  }
+}
+
+/// Where a lane's vector of eight channels of a and of g lies, for 32 channels a chunk and every eighth row a half; u is
+/// `out` further than g.
+struct GatePlace {
+  int64_t a, g;
+  bool inside;
+  __device__ __forceinline__ GatePlace(const ConvWork& work, const ConvTile& tile, int chunk, int half) {
+    const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + 8 * half + lane / 4;
+    const int channel = tile.channel + 32 * chunk + lane % 4 * 8;
+    inside = row < tile.rows() && channel < work.out;
+    a = (tile.piece.begin + row) * work.out + channel;
+    g = a + (tile.piece.begin + row) * work.out;
+  }
+};
+
+/// Stores past L2, which h and a are too large for.
+__device__ __forceinline__ void store(__nv_bfloat16* to, const uint32_t (&vector)[4]) {
+  __stcs(reinterpret_cast<uint4*>(to), {vector[0], vector[1], vector[2], vector[3]});
+}
+
+/// A worker's part of a tile of long sums: h and a, from registers.
+template <class Tuning>
+__device__ __forceinline__ void gate_finish_kept(const ConvWork& work, const ConvTile& tile,
+                                                 const float (&sums)[Tuning::rows][32 * Tuning::columns]) {
+#pragma unroll
+  for (int i = 0; i < 2 * Tuning::columns; ++i) {
+    const GatePlace place{work, tile, i / 2, i % 2};
+    uint32_t g[4], u[4], a[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int k = 16 * (i / 2) + 4 * j + 2 * (i % 2), second = 16 * Tuning::columns + k;
+      const float2 gs{sums[0][k], sums[0][k + 1]}, us{sums[0][second], sums[0][second + 1]};
+      g[j] = pack(gs.x, gs.y);
+      u[j] = pack(us.x, us.y);
+      a[j] = pack(SwiGlu::forward(gs.x, us.x), SwiGlu::forward(gs.y, us.y));
+    }
+    to_vector_of_four(g);
+    to_vector_of_four(u);
+    to_vector_of_four(a);
+    if (!place.inside) continue;
+    store(work.h + place.g, g);
+    store(work.h + place.g + work.out, u);
+    store(work.y + place.a, a);
+  }
+}
+
+/// h as the backward pass of the gate reads it, a few vectors early.
+template <class Tuning>
+struct GateOperands {
+  static constexpr int early = 4, all = 4 * Tuning::columns;
+  const ConvWork& work;
+  const ConvTile& tile;
+  uint4 g[early], u[early];
+
+  __device__ __forceinline__ void load(int i) {
+    const GatePlace place{work, tile, i / 2, i % 2};
+    if (!place.inside) return;
+    g[i % early] = __ldcs(reinterpret_cast<const uint4*>(work.kept + place.g));
+    u[i % early] = __ldcs(reinterpret_cast<const uint4*>(work.kept + place.g + work.out));
+  }
+  /// Before the last products have ended.
+  __device__ __forceinline__ void start() {
+#pragma unroll
+    for (int i = 0; i < early; ++i) load(i);
+  }
+};
+
+/// A worker's part of a tile of long sums, rounded, and the gate's backward pass, from registers.
+template <class Tuning>
+__device__ __forceinline__ void gate_finish_backward(const float (&sums)[Tuning::rows][32 * Tuning::columns],
+                                                     GateOperands<Tuning>& operands) {
+  const ConvWork& work = operands.work;
+#pragma unroll
+  for (int i = 0; i < operands.all; ++i) {
+    const GatePlace place{work, operands.tile, i / 2, i % 2};
+    uint32_t d[4], d_g[4], d_u[4], a[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int k = 16 * (i / 2) + 4 * j + 2 * (i % 2);
+      d[j] = pack(sums[0][k], sums[0][k + 1]);
+    }
+    to_vector_of_four(d);
+    const uint4 first = operands.g[i % operands.early], second = operands.u[i % operands.early];
+    if (i + operands.early < operands.all) operands.load(i + operands.early);
+    const uint32_t g[] = {first.x, first.y, first.z, first.w}, u[] = {second.x, second.y, second.z, second.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float2 ds = unpack(d[j]), gs = unpack(g[j]), us = unpack(u[j]);
+      float2 as, d_gs, d_us;
+      SwiGlu::backward(ds.x, gs.x, us.x, as.x, d_gs.x, d_us.x);
+      SwiGlu::backward(ds.y, gs.y, us.y, as.y, d_gs.y, d_us.y);
+      d_g[j] = pack(d_gs.x, d_gs.y);
+      d_u[j] = pack(d_us.x, d_us.y);
+      a[j] = pack(as.x, as.y);
+    }
+    if (!place.inside) continue;
+    store(work.h + place.g, d_g);
+    store(work.h + place.g + work.out, d_u);
+    store(work.y + place.a, a);
   }
 }
 

@@ -22,12 +22,12 @@ struct ConvMaps {
   CUtensorMap d_h, a;  // of kinds with a gate: written; gated_kept: h is in the place of d_h
 };
 
-/// The tile of a block: 128 `Rows` positions, 64 `Columns` channels, and how many steps are in flight.
-template <int Rows_, int Columns_, int Stages_>
+/// The tile of a block: 128 `Rows` positions, `Channels` channels, in blocks of 64, and how many steps are in flight.
+template <int Rows_, int Columns_, int Stages_, int Channels_ = 64 * Columns_>
 struct ConvTuning {
   static constexpr int rows = Rows_, columns = Columns_, stages = Stages_;
   static constexpr int warpgroups = 2, threads = 128 * (warpgroups + 1), workers = 128 * warpgroups;
-  static constexpr int positions = 128 * rows, channels = 64 * columns;
+  static constexpr int positions = 128 * rows, channels = Channels_;
   static constexpr uint32_t row_block = 128 * 128, column_block = 64 * 128;  // bytes of 128 positions, 64 channels
   static constexpr uint32_t stage = rows * row_block + columns * column_block;
   static constexpr uint32_t aligned = 1024;
@@ -41,6 +41,7 @@ struct ConvWork {
   Groups groups;  // each: positions out
   int in, out;    // channels of x and y
   int column_tiles;
+  int band;  // pairs of pieces whose tiles are taken together
   int taps_right, taps, right, down;  // taps in a row, in all; dilation
   int low_right, low_down;            // where the first tap of the first position lies
   int out_width;
@@ -48,6 +49,7 @@ struct ConvWork {
   bool rows_alone;  // positions are rows of a matrix, and x's map is one
   __nv_bfloat16* y;  // with a gate: a
   __nv_bfloat16* h;  // gated_kept: h; gate_backward: d_h
+  const __nv_bfloat16* kept;  // gate_backward: h
   float* moments;
 };
 
@@ -60,16 +62,13 @@ struct ConvTile {
   __device__ int rows() const { return static_cast<int>(piece.end - piece.begin); }
 };
 
-inline constexpr int band = 8;  // pairs of pieces that are taken together, so that the weights they share stay in L2
-
 /// Tile `number` of a cluster's block `rank`: band after band, in each all pairs of a column before the next. Where the
 /// last pair lacks its second piece, that block computes what nobody stores.
-template <class Tuning>
-__device__ __forceinline__ ConvTile conv_tile(const PieceTable& table, int column_tiles, int channels, int number,
+__device__ __forceinline__ ConvTile conv_tile(const PieceTable& table, const ConvWork& work, int channels, int number,
                                               int rank) {
   const int pieces = table.pieces(), pairs = (pieces + 1) / 2;
-  const int first = number / (band * column_tiles) * band, in_band = number - first * column_tiles;
-  const int high = min(band, pairs - first), pair = first + in_band % high;
+  const int first = number / (work.band * work.column_tiles) * work.band, in_band = number - first * work.column_tiles;
+  const int high = min(work.band, pairs - first), pair = first + in_band % high;
   ConvTile tile;
   tile.channel = in_band / high * channels;
   tile.index = 2 * pair + rank;

@@ -1,8 +1,7 @@
 #pragma once
 #include <algorithm>
 
-#include "moecod/kernel/hopper.cuh"
-#include "moecod/kernel/piece_table.cuh"
+#include "moecod/kernel/conv_epilogue.cuh"
 
 /// The gradient of a grouped convolution's weights.
 ///
@@ -38,61 +37,132 @@ struct ConvWeightWork {
   int low_right, low_down;
   int out_width;
   int piece;  // positions a piece, a multiple of 64
+  int rows, columns;  // tiles
   __nv_bfloat16* d_weight;
   float* partial;
   __host__ __device__ int in_blocks() const { return (in + 63) / 64; }
   __host__ __device__ int blocks() const { return taps * in_blocks(); }  // of 64 columns
+  __host__ __device__ int64_t matrix() const { return int64_t(out) * taps * in; }
 };
 
+/// Where the sums of a piece lie that is not its expert's only one. Such an expert has more than `size` positions, so at
+/// most as many pieces as there are halves of `size` within its own; 2 positions / size matrices hold those of all.
+__device__ __forceinline__ int64_t sums_of_piece(const ConvWeightWork& work, const Piece& piece, int64_t index) {
+  return 2 * work.groups.each * work.groups.offsets[piece.expert] / work.piece + index - piece.first;
+}
+
+struct ConvWeightTile {
+  Piece piece;
+  int index;        // of the piece
+  int channel;      // the first channel out
+  int first_block;  // of 64 columns
+  __device__ int steps() const { return static_cast<int>((piece.end - piece.begin + 63) / 64); }
+};
+
+/// The tiles of a piece follow each other, so that its positions stay in L2.
+template <class Tuning>
+__device__ __forceinline__ ConvWeightTile conv_weight_tile(const PieceTable& table, const ConvWeightWork& work,
+                                                           int number) {
+  ConvWeightTile tile;
+  const int column = number % work.columns, rest = number / work.columns, row = rest % work.rows;
+  tile.index = rest / work.rows;
+  tile.channel = row * 64 * Tuning::grad_blocks;
+  tile.first_block = column * Tuning::x_blocks;
+  tile.piece = table.find(tile.index);
+  return tile;
+}
+
 #if MOECOD_HOPPER_CODE
-/// `RowsAlone`: positions are rows of a matrix, and x's map is one.
+/// One thread's work: all loads of the block, as fast as it can issue them: what holds for all of them is a template's
+/// argument. `RowsAlone`: positions are rows of a matrix, and x's map is one.
 template <class Tuning, bool RowsAlone>
 __device__ __forceinline__ void conv_weight_load(const CUtensorMap& x_map, const CUtensorMap& grad_map,
-                                                 const ConvWeightWork& work, const Piece& piece, int channel,
-                                                 int first_block, uint8_t* tiles, uint64_t* full, uint64_t* empty) {
-  const int blocks = min(work.blocks() - first_block, Tuning::x_blocks), in_blocks = work.in_blocks();
-  const auto steps = static_cast<int>((piece.end - piece.begin + 63) / 64);
-  // Divisions are slow, and one thread does all of this: none in the loop. Of each block: channel, right << 16, down
-  // << 24.
-  unsigned source[Tuning::x_blocks];
-#pragma unroll
-  for (int i = 0; i < Tuning::x_blocks; ++i) {
-    const int tap = (first_block + i) / in_blocks, part = (first_block + i) % in_blocks;
-    source[i] = 64u * part | unsigned(tap % work.taps_right * work.right) << 16 |
-                unsigned(tap / work.taps_right * work.down) << 24;
-  }
-  auto position = static_cast<int>(piece.begin), n = static_cast<int>(piece.begin / work.groups.each);
-  const auto at = static_cast<int>(piece.begin % work.groups.each);
+                                                 const ConvWeightWork& work, const PieceTable& table, uint8_t* stages,
+                                                 uint64_t* full, uint64_t* empty) {
+  const int in_blocks = work.in_blocks();
+  const int tiles = table.pieces() * work.rows * work.columns;
   const int height = static_cast<int>(work.groups.each / work.out_width);
-  int h = at / work.out_width, w = at % work.out_width, stage = 0;
-  uint32_t parity = 1;
-  for (int step = 0; step < steps; ++step) {
-    uint8_t* to = tiles + stage * Tuning::stage;
-    hopper::barrier_wait(&empty[stage], parity);
-    hopper::barrier_expect(&full[stage], (Tuning::grad_blocks + blocks) * Tuning::block);
+  hopper::Ring<Tuning::stages> ring;
+  for (int number = blockIdx.x; number < tiles; number += gridDim.x) {
+    const ConvWeightTile tile = conv_weight_tile<Tuning>(table, work, number);
+    const int blocks = min(work.blocks() - tile.first_block, Tuning::x_blocks);
+    // Divisions are slow: none in the loop over steps. Of each block: channel, right << 16, down << 24.
+    unsigned source[Tuning::x_blocks];
 #pragma unroll
-    for (int i = 0; i < Tuning::grad_blocks; ++i)
-      hopper::load_box(to + i * Tuning::block, grad_map, &full[stage], channel + 64 * i, position);
-    to += Tuning::grad_blocks * Tuning::block;
+    for (int i = 0; i < Tuning::x_blocks; ++i) {
+      const int tap = (tile.first_block + i) / in_blocks, part = (tile.first_block + i) % in_blocks;
+      source[i] = 64u * part | unsigned(tap % work.taps_right * work.right) << 16 |
+                  unsigned(tap / work.taps_right * work.down) << 24;
+    }
+    auto position = static_cast<int>(tile.piece.begin), n = static_cast<int>(tile.piece.begin / work.groups.each);
+    const auto at = static_cast<int>(tile.piece.begin % work.groups.each);
+    int h = at / work.out_width, w = at % work.out_width;
+    for (int step = tile.steps(); step > 0; --step) {
+      uint8_t* to = stages + ring.stage * Tuning::stage;
+      uint64_t* arrived = &full[ring.stage];
+      hopper::barrier_wait(&empty[ring.stage], ring.parity ^ 1);
+      hopper::barrier_expect(arrived, (Tuning::grad_blocks + blocks) * Tuning::block);
 #pragma unroll
-    for (int i = 0; i < Tuning::x_blocks; ++i)
-      if (i < blocks) {
+      for (int i = 0; i < Tuning::grad_blocks; ++i)
+        hopper::load_box(to + i * Tuning::block, grad_map, arrived, tile.channel + 64 * i, position);
+      to += Tuning::grad_blocks * Tuning::block;
+#pragma unroll
+      for (int i = 0; i < Tuning::x_blocks; ++i) {
+        const int channel = source[i] & 0xffff, right = source[i] >> 16 & 0xff, down = source[i] >> 24;
+        if (i >= blocks) continue;
         if constexpr (RowsAlone)
-          hopper::load_box(to + i * Tuning::block, x_map, &full[stage], source[i] & 0xffff, position);
+          hopper::load_box(to + i * Tuning::block, x_map, arrived, channel, position);
         else
-          hopper::load_columns(to + i * Tuning::block, x_map, &full[stage], source[i] & 0xffff, w + work.low_right,
-                               h + work.low_down, n, source[i] >> 16 & 0xff, source[i] >> 24);
+          hopper::load_columns(to + i * Tuning::block, x_map, arrived, channel, w + work.low_right, h + work.low_down, n,
+                               right, down);
       }
-    position += 64;
-    if constexpr (!RowsAlone)
-      for (w += 64; w >= work.out_width; w -= work.out_width)
-        if (++h == height) {
-          h = 0;
-          ++n;
+      position += 64;
+      if constexpr (!RowsAlone)
+        for (w += 64; w >= work.out_width; w -= work.out_width)
+          if (++h == height) {
+            h = 0;
+            ++n;
+          }
+      ring.next();
+    }
+  }
+}
+
+/// A tile from the registers of its workers, rounded where its expert has no other piece.
+template <class Tuning>
+__device__ __forceinline__ void conv_weight_finish(const ConvWeightWork& work, const ConvWeightTile& tile,
+                                                   const float (&sums)[32 * Tuning::columns]) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warpgroup = warp / 4;
+  const int row = tile.channel + (Tuning::shared ? 0 : 64 * warpgroup) + 16 * (warp % 4) + lane / 4;
+  const int64_t row_size = int64_t(work.taps) * work.in;
+  const bool only = tile.piece.count == 1;
+  const int64_t matrix = only ? tile.piece.expert : sums_of_piece(work, tile.piece, tile.index);
+#pragma unroll
+  for (int b = 0; b < Tuning::columns; ++b) {
+    const int block = tile.first_block + (Tuning::shared ? warpgroup * Tuning::columns : 0) + b;
+    const int tap = block / work.in_blocks(), first = block % work.in_blocks() * 64;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int64_t at = (matrix * work.out + row + 8 * half) * row_size + int64_t(tap) * work.in;
+      const bool inside = block < work.blocks() && row + 8 * half < work.out;
+      const auto two = [&](int j) {
+        return float2{sums[32 * b + 4 * j + 2 * half], sums[32 * b + 4 * j + 2 * half + 1]};
+      };
+      if (only) {
+#pragma unroll
+        for (int j = 0; j < 8; j += 4) {
+          const auto packed = [&](int k) { return pack(two(j + k).x, two(j + k).y); };
+          const uint4 vector = vector_of_four(packed(0), packed(1), packed(2), packed(3));
+          const int in = first + 8 * j + 8 * (lane % 4);
+          if (inside && in < work.in) *reinterpret_cast<uint4*>(work.d_weight + at + in) = vector;
         }
-    if (++stage == Tuning::stages) {
-      stage = 0;
-      parity ^= 1;
+      } else {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+          const int in = first + 8 * j + 2 * (lane % 4);
+          if (inside && in < work.in) *reinterpret_cast<float2*>(work.partial + at + in) = two(j);
+        }
+      }
     }
   }
 }
@@ -101,17 +171,13 @@ __device__ __forceinline__ void conv_weight_load(const CUtensorMap& x_map, const
 template <class Tuning, bool RowsAlone>
 __global__ void __launch_bounds__(Tuning::threads, 1)
     conv_weight(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap grad_map,
-                const ConvWeightWork work, int row_tiles, int column_tiles) {
+                const ConvWeightWork work) {
 #if MOECOD_HOPPER_CODE
   extern __shared__ uint8_t raw[];
   __shared__ uint64_t full[Tuning::stages], empty[Tuning::stages];
-  uint8_t* tiles = raw + (1024 - hopper::shared_address(raw) % 1024) % 1024;
-  const int column_tile = static_cast<int>(blockIdx.x % column_tiles), rest = blockIdx.x / column_tiles;
-  const int channel = rest % row_tiles * 64 * Tuning::grad_blocks, first_block = column_tile * Tuning::x_blocks;
-  const int index = rest / row_tiles;
+  uint8_t* stages = raw + (1024 - hopper::shared_address(raw) % 1024) % 1024;
+  const PieceTable table{reinterpret_cast<int32_t*>(stages + Tuning::stages * Tuning::stage), work.groups, work.piece};
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  auto* first = reinterpret_cast<int32_t*>(tiles + Tuning::stages * Tuning::stage);
-  const PieceTable table{first, work.groups, work.piece};
   if (warp == 0) table.fill();
   if (threadIdx.x == 32) {
     for (int i = 0; i < Tuning::stages; ++i) {
@@ -121,68 +187,53 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
     hopper::barrier_init_done();
   }
   __syncthreads();
-  if (index >= table.pieces()) return;
-  const Piece piece = table.find(index);
   if (warp >= Tuning::workers / 32) {
     hopper::fewer_registers<40>();
     if (warp == Tuning::workers / 32 && lane == 0)
-      conv_weight_load<Tuning, RowsAlone>(x_map, grad_map, work, piece, channel, first_block, tiles, full, empty);
+      conv_weight_load<Tuning, RowsAlone>(x_map, grad_map, work, table, stages, full, empty);
   } else {
     hopper::more_registers<232>();
-    const int warpgroup = warp / 4;
-    float sums[32 * Tuning::columns];
-#pragma unroll
-    for (int j = 0; j < 32 * Tuning::columns; ++j) sums[j] = 0;
-    hopper::settle(sums);
-    const auto steps = static_cast<int>((piece.end - piece.begin + 63) / 64);
-    for (int step = 0; step < steps; ++step) {
-      const int stage = step % Tuning::stages;
-      hopper::barrier_wait(&full[stage], step / Tuning::stages & 1);
-      uint8_t* here = tiles + stage * Tuning::stage;
-      const auto left = static_cast<int>(piece.end - piece.begin - 64 * step);
-      if (left < 64) {
-        hopper::multiply_wait<0>();
-        constexpr int each = Tuning::block / 16;  // vectors a block; a position has 8
-        for (int i = threadIdx.x; i < (Tuning::grad_blocks + Tuning::x_blocks) * each; i += Tuning::workers)
-          if (i % each / 8 >= left) reinterpret_cast<uint4*>(here)[i] = {0, 0, 0, 0};
-        hopper::publish_stores();
-        hopper::named_barrier(1, Tuning::workers);
-      }
-      const uint32_t grad = hopper::shared_address(here) + (Tuning::shared ? 0 : warpgroup) * Tuning::block;
-      const uint32_t x = hopper::shared_address(here) + Tuning::grad_blocks * Tuning::block +
-                         (Tuning::shared ? warpgroup : 0) * Tuning::columns * Tuning::block;
-      hopper::multiply_begin();
-#pragma unroll
-      for (int k = 0; k < 4; ++k)
-        hopper::multiply<Tuning::columns, true, true>(sums, hopper::across_k(grad + 2048 * k, Tuning::block),
-                                                      hopper::across_k(x + 2048 * k, Tuning::block), Tuning::block, 1);
-      hopper::multiply_commit();
-      hopper::multiply_wait<1>();
-      if (lane == 0 && step > 0) hopper::barrier_arrive(&empty[(step - 1) % Tuning::stages]);
-    }
-    hopper::multiply_wait<0>();
-    hopper::settle(sums);
-
-    const int row = channel + (Tuning::shared ? 0 : 64 * warpgroup) + 16 * (warp % 4) + lane / 4;
-    const int64_t row_size = int64_t(work.taps) * work.in;
-    const int64_t matrix = piece.count == 1 ? piece.expert : index;
-#pragma unroll
-    for (int b = 0; b < Tuning::columns; ++b) {
-      const int block = first_block + (Tuning::shared ? warpgroup * Tuning::columns : 0) + b;
-      const int tap = block / work.in_blocks(), in = block % work.in_blocks() * 64 + lane % 4 * 2;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int64_t at = (matrix * work.out + row + 8 * half) * row_size + int64_t(tap) * work.in + in;
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          if (block >= work.blocks() || row + 8 * half >= work.out || in + 8 * j >= work.in) continue;
-          const float2 two{sums[32 * b + 4 * j + 2 * half], sums[32 * b + 4 * j + 2 * half + 1]};
-          if (piece.count == 1)
-            *reinterpret_cast<__nv_bfloat162*>(work.d_weight + at + 8 * j) = __floats2bfloat162_rn(two.x, two.y);
-          else
-            *reinterpret_cast<float2*>(work.partial + at + 8 * j) = two;
+    const int warpgroup = warp / 4, tiles = table.pieces() * work.rows * work.columns;
+    const auto release = [&](int stage) {
+      if (lane == 0) hopper::barrier_arrive(&empty[stage]);
+    };
+    float sums[32 * Tuning::columns] = {};
+    hopper::Ring<Tuning::stages> ring;
+    for (int number = blockIdx.x; number < tiles; number += gridDim.x) {
+      const ConvWeightTile tile = conv_weight_tile<Tuning>(table, work, number);
+      hopper::settle(sums);
+      int before = 0, left = static_cast<int>(tile.piece.end - tile.piece.begin);
+      const int steps = tile.steps();
+      for (int step = 0; step < steps; ++step, left -= 64) {
+        hopper::barrier_wait(&full[ring.stage], ring.parity);
+        uint8_t* here = stages + ring.stage * Tuning::stage;
+        if (left < 64) {
+          hopper::multiply_wait<0>();
+          constexpr int each = Tuning::block / 16;  // vectors a block; a position has 8
+          for (int i = threadIdx.x; i < (Tuning::grad_blocks + Tuning::x_blocks) * each; i += Tuning::workers)
+            if (i % each / 8 >= left) reinterpret_cast<uint4*>(here)[i] = {0, 0, 0, 0};
+          hopper::publish_stores();
+          hopper::named_barrier(1, Tuning::workers);
         }
+        const uint32_t grad = hopper::shared_address(here) + (Tuning::shared ? 0 : warpgroup) * Tuning::block;
+        const uint32_t x = hopper::shared_address(here) + Tuning::grad_blocks * Tuning::block +
+                           (Tuning::shared ? warpgroup : 0) * Tuning::columns * Tuning::block;
+        hopper::multiply_begin();
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+          hopper::multiply<64 * Tuning::columns, true, true>(sums, hopper::across_k(grad + 2048 * k, Tuning::block),
+                                                        hopper::across_k(x + 2048 * k, Tuning::block), Tuning::block,
+                                                        step + k > 0);
+        hopper::multiply_commit();
+        hopper::multiply_wait<1>();
+        if (step > 0) release(before);
+        before = ring.stage;
+        ring.next();
       }
+      hopper::multiply_wait<0>();
+      hopper::settle(sums);
+      release(before);
+      conv_weight_finish<Tuning>(work, tile, sums);
     }
   }
 #endif
@@ -196,11 +247,12 @@ static __global__ void __launch_bounds__(256) add_pieces(const ConvWeightWork wo
   __syncthreads();
   const Piece piece = table.of(blockIdx.y);
   if (piece.count == 1) return;
-  const int64_t size = int64_t(work.out) * work.taps * work.in, vectors = size / 4;
+  const int64_t size = work.matrix(), vectors = size / 4;
+  const float* sums = piece.count > 1 ? work.partial + sums_of_piece(work, piece, piece.first) * size : nullptr;
   for (int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x; i < vectors; i += int64_t(gridDim.x) * 256) {
     float4 sum{0, 0, 0, 0};
     for (int64_t p = 0; p < piece.count; ++p) {
-      const float4 x = reinterpret_cast<const float4*>(work.partial + (piece.first + p) * size)[i];
+      const float4 x = reinterpret_cast<const float4*>(sums + p * size)[i];
       sum.x += x.x;
       sum.y += x.y;
       sum.z += x.z;
@@ -231,110 +283,98 @@ inline ConvWeightWork conv_weight_work(const ConvWeight& a) {
   return work;
 }
 
-struct ConvWeightTiles {
-  int rows, columns;
-  int piece;  // positions a piece
-};
-
-/// The tiles of all weights, and pieces such that there are `turns` tiles for each multiprocessor.
+/// Sets tiles, and pieces such that experts that have evenly much, or a sixteenth more, have `pieces` each. No shorter ones
+/// than give two tiles for each multiprocessor where one expert has everything: their sums would fill memory.
 template <class Tuning>
-ConvWeightTiles conv_weight_tiles(const ConvWeightWork& work, int processors, int turns) {
-  ConvWeightTiles tiles{};
-  tiles.rows = (work.out + 64 * Tuning::grad_blocks - 1) / (64 * Tuning::grad_blocks);
-  tiles.columns = (work.blocks() + Tuning::x_blocks - 1) / Tuning::x_blocks;
-  const int64_t all = int64_t(tiles.rows) * tiles.columns;
-  const int64_t wanted = all < turns * processors ? turns * processors / all : 1;
-  const int64_t size = (work.groups.items() + wanted - 1) / wanted;
-  tiles.piece = static_cast<int>(((size < 1024 ? 1024 : size) + 63) / 64 * 64);
-  return tiles;
+void cut(ConvWeightWork& work, int processors, int pieces) {
+  work.rows = (work.out + 64 * Tuning::grad_blocks - 1) / (64 * Tuning::grad_blocks);
+  work.columns = (work.blocks() + Tuning::x_blocks - 1) / Tuning::x_blocks;
+  const int64_t all = int64_t(work.rows) * work.columns, items = work.groups.items();
+  const int64_t even = items * 17 / (16 * pieces * work.groups.experts), least = items * all / (2 * processors);
+  work.piece = static_cast<int>((std::clamp<int64_t>(std::max(even, least), 512, std::max<int64_t>(items, 512)) + 63) / 64 * 64);
 }
 
-/// Cycles, about, where experts have evenly much; products run at three quarters of their peak. Where experts are one
-/// piece each, whole turns; else all steps, a quarter of a piece for what the last turn leaves idle, and the sums of the
-/// pieces, out and in.
+/// Cycles, about, where experts have evenly much: whole turns of all steps, four more for start and end, and the sums of the
+/// pieces, out and in. Products run at three quarters of their peak.
 template <class Tuning>
-int64_t conv_weight_cost(const ConvWeightWork& work, const ConvWeightTiles& tiles, int processors) {
-  constexpr int64_t step = 346 * Tuning::columns;
-  const int64_t experts = work.groups.experts, items = work.groups.items(), each = (items + experts - 1) / experts;
-  const int64_t pieces = (each + tiles.piece - 1) / tiles.piece, all = int64_t(tiles.rows) * tiles.columns;
-  if (pieces <= 1) return (experts * all + processors - 1) / processors * (each + 63) / 64 * step;
-  const int64_t sums = experts * pieces * work.out * work.taps * work.in * 8;
-  return (items / 64 * all / processors + tiles.piece / 256) * step + sums / 1000;
+int64_t conv_weight_cost(const ConvWeightWork& work, int processors) {
+  const int64_t experts = work.groups.experts, each = (work.groups.items() + experts - 1) / experts;
+  const int64_t pieces = std::max<int64_t>((each * 17 / 16 + work.piece - 1) / work.piece, 1);
+  const int64_t turns = (experts * pieces * work.rows * work.columns + processors - 1) / processors;
+  const int64_t sums = pieces > 1 ? experts * pieces * work.matrix() * 8 : 0;
+  return turns * ((each / pieces + 63) / 64 + 4) * (346 * Tuning::columns + 40) + sums / 700;
 }
 
-/// Calls f with the tuning and its tiles, the cheapest of three and one to three turns.
+/// Calls f with the tuning, having cut the work: the cheapest of all, of 1 to 16 pieces an expert.
 template <class F>
-cudaError_t with_conv_weight_tuning(const ConvWeightWork& work, F&& f) {
+cudaError_t with_conv_weight_tuning(ConvWeightWork work, F&& f) {
   int processors = 0;
   if (const cudaError_t error = multiprocessors(&processors)) return error;
-  if (work.out <= 64) {
-    using Narrow = ConvWeightTuning<3, true>;
-    return f(Narrow{}, conv_weight_tiles<Narrow>(work, processors, 3));
-  }
   int64_t least = INT64_MAX;
-  int columns = 0;
-  ConvWeightTiles best{};
+  cudaError_t (*best)(const ConvWeightWork&, F&) = nullptr;
+  ConvWeightWork cheapest{};
   const auto consider = [&]<class Tuning>(Tuning) {
-    for (int turns = 1; turns <= 3; ++turns) {
-      const ConvWeightTiles tiles = conv_weight_tiles<Tuning>(work, processors, turns);
-      const int64_t cost = conv_weight_cost<Tuning>(work, tiles, processors);
+    for (int pieces = 1; pieces <= 16; ++pieces) {
+      cut<Tuning>(work, processors, pieces);
+      const int64_t cost = conv_weight_cost<Tuning>(work, processors);
       if (cost >= least) continue;
       least = cost;
-      columns = Tuning::columns;
-      best = tiles;
+      cheapest = work;
+      best = [](const ConvWeightWork& work, F& f) { return f(Tuning{}, work); };
     }
   };
-  consider(ConvWeightTuning<3, false>{});
-  consider(ConvWeightTuning<4, false>{});
-  consider(ConvWeightTuning<5, false>{});
-  return columns == 3   ? f(ConvWeightTuning<3, false>{}, best)
-         : columns == 4 ? f(ConvWeightTuning<4, false>{}, best)
-                        : f(ConvWeightTuning<5, false>{}, best);
+  if (work.out <= 64) {
+    consider(ConvWeightTuning<3, true>{});
+  } else {
+    consider(ConvWeightTuning<3, false>{});
+    consider(ConvWeightTuning<4, false>{});
+    consider(ConvWeightTuning<5, false>{});
+  }
+  return best(cheapest, f);
 }
 
 }  // namespace detail
 
 /// The number of float32 that ConvWeight::partial must hold.
 inline cudaError_t conv_weight_partial(const ConvWeight& a, int64_t* size) {
-  const detail::ConvWeightWork work = detail::conv_weight_work(a);
-  return detail::with_conv_weight_tuning(work, [&](auto, const detail::ConvWeightTiles& tiles) {
-    *size = work.groups.pieces(tiles.piece) * work.out * work.taps * work.in;
+  return detail::with_conv_weight_tuning(detail::conv_weight_work(a), [&](auto, const detail::ConvWeightWork& work) {
+    const int64_t items = work.groups.items();
+    *size = items > work.piece ? 2 * items / work.piece * work.matrix() : 0;
     return cudaSuccess;
   });
 }
 
 namespace detail {
 
-template <class Tuning>
-cudaError_t launch_conv_weight(const ConvWeight& a, ConvWeightWork work, const ConvWeightTiles& tiles,
-                               cudaStream_t stream) {
+template <class Tuning, bool RowsAlone>
+cudaError_t launch_conv_weight(const ConvWeight& a, const ConvWeightWork& work, cudaStream_t stream) {
   const ConvShape& s = a.shape;
-  const bool rows_alone = s.taps() == 1;
-  work.piece = tiles.piece;
   if (work.groups.rows > 0) {
     int upper[2];
     for (int i = 0; i < 2; ++i) upper[i] = s.padding[i] - s.dilation[i] * (s.kernel[i] - 1);
     const int lower[] = {-s.padding[0], -s.padding[1]};
     CUtensorMap x_map, grad_map;
     if (const cudaError_t error =
-            rows_alone
+            RowsAlone
                 ? hopper::tiled_map<2>(&x_map, a.x, {uint64_t(s.in), uint64_t(work.groups.items())}, {64, 64})
                 : hopper::columns_map(&x_map, a.x, a.groups.rows, s.height, s.width, s.in, lower, upper, 64))
       return error;
     if (const cudaError_t error = hopper::tiled_map<2>(
             &grad_map, a.grad, {uint64_t(s.out), uint64_t(work.groups.items())}, {64, 64}))
       return error;
-    const auto kernel = rows_alone ? conv_weight<Tuning, true> : conv_weight<Tuning, false>;
+    int processors = 0;
+    if (const cudaError_t error = multiprocessors(&processors)) return error;
+    const auto kernel = conv_weight<Tuning, RowsAlone>;
     const uint32_t dynamic = Tuning::dynamic(a.groups.experts);
     if (const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                        cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic))
       return error;
-    const auto blocks = static_cast<unsigned>(work.groups.pieces(work.piece) * tiles.rows * tiles.columns);
-    kernel<<<blocks, Tuning::threads, dynamic, stream>>>(x_map, grad_map, work, tiles.rows, tiles.columns);
+    const int64_t tiles = work.groups.pieces(work.piece) * work.rows * work.columns;
+    const auto blocks = static_cast<unsigned>(std::min<int64_t>(tiles, processors));
+    kernel<<<blocks, Tuning::threads, dynamic, stream>>>(x_map, grad_map, work);
     if (const cudaError_t error = cudaGetLastError()) return error;
   }
-  const int64_t size = int64_t(work.out) * work.taps * work.in;
-  const auto each = static_cast<unsigned>(std::min<int64_t>((size / 4 + 255) / 256, 1 + 2048 / a.groups.experts));
+  const auto each = static_cast<unsigned>(std::min<int64_t>((work.matrix() / 4 + 255) / 256, 1 + 2048 / a.groups.experts));
   add_pieces<<<dim3(each, a.groups.experts), 256, (a.groups.experts + 1) * 4, stream>>>(work);
   return cudaGetLastError();
 }
@@ -343,9 +383,10 @@ cudaError_t launch_conv_weight(const ConvWeight& a, ConvWeightWork work, const C
 
 /// Two launches.
 inline cudaError_t conv_weight(const ConvWeight& a, cudaStream_t stream) {
-  const detail::ConvWeightWork work = detail::conv_weight_work(a);
-  return detail::with_conv_weight_tuning(work, [&](auto tuning, const detail::ConvWeightTiles& tiles) {
-    return detail::launch_conv_weight<decltype(tuning)>(a, work, tiles, stream);
+  return detail::with_conv_weight_tuning(detail::conv_weight_work(a), [&](auto tuning, const detail::ConvWeightWork& work) {
+    using Tuning = decltype(tuning);
+    return a.shape.taps() == 1 ? detail::launch_conv_weight<Tuning, true>(a, work, stream)
+                               : detail::launch_conv_weight<Tuning, false>(a, work, stream);
   });
 }
 

@@ -121,6 +121,19 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity)
         : "memory");
 }
 
+/// The place of the next step in a ring of stages in shared memory, and the parity of its barriers.
+template <int Stages>
+struct Ring {
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ void next() {
+    if (++stage == Stages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
 // --- clusters of two blocks, which read and write each other's shared memory
 
 /// All threads of both blocks: what either wrote to shared memory before is seen by both after.
@@ -283,6 +296,28 @@ __device__ __forceinline__ void multiply_128(float* d, uint64_t a, uint64_t b, i
       : "l"(a), "l"(b), "r"(accumulate), "n"(int(TransposedA)), "n"(int(TransposedB)));
 }
 
+/// d [64, 176] = A B + (accumulate ? d : 0); four registers a row of eight columns.
+template <bool TransposedA, bool TransposedB>
+__device__ __forceinline__ void multiply_176(float* d, uint64_t a, uint64_t b, int accumulate) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %90, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n176k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+      "%80, %81, %82, %83, %84, %85, %86, %87}, "
+      "%88, %89, p, 1, 1, %91, %92;\n"
+      "}\n"
+      : MOECOD_EIGHT(d, 0), MOECOD_EIGHT(d, 8), MOECOD_EIGHT(d, 16), MOECOD_EIGHT(d, 24), MOECOD_EIGHT(d, 32),
+        MOECOD_EIGHT(d, 40), MOECOD_EIGHT(d, 48), MOECOD_EIGHT(d, 56), MOECOD_EIGHT(d, 64), MOECOD_EIGHT(d, 72),
+        MOECOD_EIGHT(d, 80)
+      : "l"(a), "l"(b), "r"(accumulate), "n"(int(TransposedA)), "n"(int(TransposedB)));
+}
+
 /// d [64, 192] = A B + (accumulate ? d : 0); four registers a row of eight columns.
 template <bool TransposedA, bool TransposedB>
 __device__ __forceinline__ void multiply_192(float* d, uint64_t a, uint64_t b, int accumulate) {
@@ -333,16 +368,19 @@ __device__ __forceinline__ void multiply_256(float* d, uint64_t a, uint64_t b, i
 #undef MOECOD_EIGHT
 #undef MOECOD_FOUR
 
-/// d [64, 64 Blocks] = A B + (accumulate ? d : 0), B being `block` bytes further for every 64 columns.
-template <int Blocks, bool TransposedA, bool TransposedB>
+/// d [64, Width] = A B + (accumulate ? d : 0), B being `block` bytes further for every 64 columns.
+template <int Width, bool TransposedA, bool TransposedB>
 __device__ __forceinline__ void multiply(float* d, uint64_t a, uint64_t b, uint32_t block, int accumulate) {
-  if constexpr (Blocks >= 4) {
+  static_assert(Width % 64 == 0 || Width == 176);
+  if constexpr (Width >= 256) {
     multiply_256<TransposedA, TransposedB>(d, a, b, accumulate);
-    if constexpr (Blocks > 4)
-      multiply<Blocks - 4, TransposedA, TransposedB>(d + 128, a, b + (4 * block >> 4), block, accumulate);
-  } else if constexpr (Blocks == 3) {
+    if constexpr (Width > 256)
+      multiply<Width - 256, TransposedA, TransposedB>(d + 128, a, b + (4 * block >> 4), block, accumulate);
+  } else if constexpr (Width == 192) {
     multiply_192<TransposedA, TransposedB>(d, a, b, accumulate);
-  } else if constexpr (Blocks == 2) {
+  } else if constexpr (Width == 176) {
+    multiply_176<TransposedA, TransposedB>(d, a, b, accumulate);
+  } else if constexpr (Width == 128) {
     multiply_128<TransposedA, TransposedB>(d, a, b, accumulate);
   } else {
     multiply_64<TransposedA, TransposedB>(d, a, b, accumulate);

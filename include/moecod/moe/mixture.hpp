@@ -20,7 +20,7 @@ struct WithAuxiliaryLoss {
 struct WithoutAuxiliaryLoss {};
 }  // namespace detail
 
-/// What a mixture returns. y: the combined primary outputs; parts: each expert's rows, weights and whole output (a
+/// What a mixture returns. y: the combined primary outputs; parts: each expert's rows(), weights() and whole output (a
 /// tuple for Distinct; for Replicated one, stacked, rows sorted by expert). `auxiliary_loss` exists only if the
 /// balancing policy has one.
 template <class Parts, bool HasLoss>

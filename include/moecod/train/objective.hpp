@@ -34,13 +34,13 @@ OwnLosses own_losses(Experts& experts, Parts& parts, const at::Tensor& target, d
     answer.push_back(nothing);
     seen.push_back(nothing.clone());
     if (part.empty()) return;
-    const at::Tensor mine = target.index_select(0, part.rows);
+    const at::Tensor mine = target.index_select(0, part.rows());
     auto output = part.output;
-    const at::Tensor judged = loss::structure(tree::primary(output), mine, weight.index_select(0, part.rows),
+    const at::Tensor judged = loss::structure(tree::primary(output), mine, weight.index_select(0, part.rows()),
                                               loss::StructureForm::weighted_bce);
-    own.back() = nothing.index_copy(0, part.rows, expert.loss(part.output, mine, progress).to(at::kFloat));
-    answer.back() = nothing.index_copy(0, part.rows, judged.to(at::kFloat));
-    seen.back().index_fill_(0, part.rows, 1);
+    own.back() = nothing.index_copy(0, part.rows(), expert.loss(part.output, mine, progress).to(at::kFloat));
+    answer.back() = nothing.index_copy(0, part.rows(), judged.to(at::kFloat));
+    seen.back().index_fill_(0, part.rows(), 1);
   });
   return {at::stack(own, 1), at::stack(answer, 1), at::stack(seen, 1)};
 }

@@ -18,9 +18,10 @@ struct Grouped {
   static auto run(Experts& experts, const X& x, const Routing& routing) {
     const Plan plan(routing);
     typename Experts::template parts<X> part;
-    const at::Tensor slots = plan.order.to(at::kLong);
-    part.rows = plan.slots == 1 ? slots : slots.floor_divide(plan.slots);
-    part.weights = routing.weights.reshape({-1}).index_select(0, slots);
+    part.rows = Later([=] { return plan.rows(); });
+    part.weights = Later([=, weights = routing.weights] {
+      return weights.reshape({-1}).index_select(0, plan.order.to(at::kLong));
+    });
     part.output = experts.run_sorted(gather(experts.input(x), plan), plan.offsets);
     const at::Tensor y = combine(tree::primary(part.output), routing.weights, plan);
     return Executed<decltype(part)>{y, std::move(part)};

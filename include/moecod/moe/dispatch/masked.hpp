@@ -33,7 +33,7 @@ struct Masked {
     detail::for_each_part(parts, [&](auto& part) {
       const at::Tensor& out = tree::primary(part.output);
       const auto wide = at::promote_types(out.scalar_type(), at::kFloat);
-      const at::Tensor term = out.to(wide) * weights_like(part.weights, out).to(wide);
+      const at::Tensor term = out.to(wide) * weights_like(part.weights(), out).to(wide);
       y = y.defined() ? y + term : term;
     });
     y = y.to(tree::primary(detail::first_part(parts).output).scalar_type());

@@ -29,8 +29,8 @@ experts::Part<Output> join_parts(const std::vector<experts::Part<Output>>& parts
   std::vector<Output> outputs;
   for (const auto& part : parts) {
     if (part.empty()) continue;
-    rows.push_back(part.rows);
-    weights.push_back(part.weights);
+    rows.push_back(part.rows());
+    weights.push_back(part.weights());
     outputs.push_back(part.output);
   }
   if (outputs.empty()) return parts.front();

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "moecod/core/graphed_calls.hpp"
+#include "moecod/core/later.hpp"
 #include "moecod/core/recompute.hpp"
 #include "moecod/core/tree.hpp"
 
@@ -13,13 +14,13 @@ namespace moecod::experts {
 
 /// One expert's share of a forward pass: the rows it was given (m of them, int64; with Masked dispatch all of them),
 /// the gate weights [m] ([N] positions with Masked dispatch by position), and what it returned for them. An expert
-/// without rows has empty `rows` and an output of undefined tensors.
+/// without rows has empty `rows()` and an output of undefined tensors.
 template <class Output>
 struct Part {
-  at::Tensor rows, weights;
+  Later rows, weights;
   Output output;
 
-  bool empty() const { return rows.numel() == 0; }
+  bool empty() const { return rows().numel() == 0; }
 };
 
 /// What an expert reads of the mixture's input: all of it, or what its member `input(x)` names. Only the leaves of
