@@ -31,6 +31,7 @@ bool conv_takes(const kernel::ConvShape& shape);
 int conv_piece(const kernel::Groups& groups, int channels);
 cudaError_t conv(const kernel::Conv& arguments, cudaStream_t stream);
 /// The number of float32 that ConvWeight::partial must hold.
+int conv_gate_parts(const kernel::Conv& arguments);
 cudaError_t conv_weight_partial(const kernel::ConvWeight& arguments, int64_t* size);
 cudaError_t conv_weight(const kernel::ConvWeight& arguments, cudaStream_t stream);
 

@@ -8,10 +8,12 @@
 #include <limits>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "moecod/core/later.hpp"
 #include "moecod/core/options.hpp"
 #include "moecod/core/pyramid.hpp"
 #include "moecod/core/recompute.hpp"
@@ -25,6 +27,34 @@
 namespace {
 
 using namespace moecod;
+
+// ------------------------------------------------------------------------------------------------------ later.hpp
+
+TEST(Later, ComputesOnceAndRecordsGradientsWhoeverAsksFirst) {
+  const at::Tensor w = at::ones({3}).set_requires_grad(true);
+  int calls = 0;
+  const Later twice([&] { return ++calls, w * 2; });
+  EXPECT_EQ(calls, 0);
+  {
+    const torch::NoGradGuard no_grad;
+    EXPECT_TRUE(twice().requires_grad());
+  }
+  twice().sum().backward();
+  EXPECT_EQ(calls, 1);
+  EXPECT_EQ(w.grad().sum().item<float>(), 6);
+  EXPECT_FALSE([&] {
+    const torch::NoGradGuard no_grad;
+    return Later([&] { return w * 2; });
+  }()().requires_grad());
+}
+
+TEST(Later, AsksAgainAfterAnError) {
+  bool fails = true;
+  const Later value([&] { return fails ? throw std::runtime_error("no memory") : at::ones({2}); });
+  EXPECT_THROW(value(), std::runtime_error);
+  fails = false;
+  EXPECT_EQ(value().numel(), 2);
+}
 
 // ---------------------------------------------------------------------------------------------------- options.hpp
 

@@ -276,6 +276,19 @@ void run_linear(const std::vector<int32_t>& offsets, int in, int out) {
   backward.h = kept.data();
   backward.a = b.data();
   check(cuda::conv(backward, nullptr), "conv through the gate");
+  std::vector<int32_t> slots(rows);
+  for (int64_t n = 0; n < rows; ++n) slots[n] = static_cast<int32_t>(rows - 1 - n);
+  const auto counts = values(rows, 5);
+  const Array<int32_t> order(slots);
+  const Array<float> weights(counts), partial(cuda::conv_gate_parts(backward) * rows), d_weights(rows);
+  const auto d_h_weighted = nothing(rows * 2 * in), b_weighted = nothing(rows * in);
+  backward.weights = weights.data();
+  backward.order = order.data();
+  backward.partial = partial.data();
+  backward.d_weights = d_weights.data();
+  backward.y = d_h_weighted.data();
+  backward.a = b_weighted.data();
+  check(cuda::conv(backward, nullptr), "conv through the gate, of rows with weights");
   const kernel::ConvWeight weight{
       .groups = groups, .shape = shape, .x = x.data(), .grad = grad.data(), .d_weight = d_w.data()};
   run_conv_weight(weight, "conv_weight of rows");
@@ -283,7 +296,7 @@ void run_linear(const std::vector<int32_t>& offsets, int in, int out) {
 
   const auto xs = widened(x.host()), ws = widened(w.host()), gs = widened(grad.host()), ks = widened(kept.host());
   std::vector<float> ys(rows * out), dxs(rows * in), dws(int64_t(experts) * out * in), as(rows * half);
-  std::vector<float> dhs(rows * 2 * in), bs(rows * in);
+  std::vector<float> dhs(rows * 2 * in), bs(rows * in), dhs_weighted(rows * 2 * in), bs_weighted(rows * in), dcounts(rows);
   for (int e = 0; e < experts; ++e)
     for (int64_t n = offsets[e]; n < offsets[e + 1]; ++n)
       for (int64_t o = 0; o < out; ++o)
@@ -304,12 +317,18 @@ void run_linear(const std::vector<int32_t>& offsets, int in, int out) {
       bs[n * in + c] = g * s * u;
       dhs[n * 2 * in + c] = d * u * s * (1 + g * (1 - s));
       dhs[n * 2 * in + in + c] = d * g * s;
+      dcounts[slots[n]] += d * bs[n * in + c];
     }
+    for (int64_t c = 0; c < in; ++c) bs_weighted[n * in + c] = counts[slots[n]] * bs[n * in + c];
+    for (int64_t c = 0; c < 2 * in; ++c) dhs_weighted[n * 2 * in + c] = counts[slots[n]] * dhs[n * 2 * in + c];
   }
   require_close(widened(y.host()), ys, "the product");
   require_close(widened(d_x.host()), dxs, "the gradient of its rows");
   require_close(widened(d_w.host()), dws, "the gradient of its weights");
   require_close(widened(a.host()), as, "the gate");
+  require_close(widened(d_h_weighted.host()), dhs_weighted, "the gate's gradient, of rows with weights");
+  require_close(widened(b_weighted.host()), bs_weighted, "the activation, of rows with weights");
+  require_close(d_weights.host(), dcounts, "the gradient of the weights");
   require_close(widened(again.host()), as, "the gate, with what it takes kept");
   require_close(widened(h.host()), ys, "what the gate takes");
   require_close(widened(d_h.host()), dhs, "the gradient through the gate");

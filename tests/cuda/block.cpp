@@ -26,6 +26,7 @@ TEST(Operators, AreRegisteredByTheLibrary) {
   EXPECT_NE(operators::find<operators::GroupedBatchNorm>(), nullptr);
   EXPECT_NE(operators::find<operators::GroupedSwiGlu>(), nullptr);
   EXPECT_NE(operators::find<operators::GroupedSwiGluKept>(), nullptr);
+  EXPECT_NE(operators::find<operators::GroupedSwiGluCombine>(), nullptr);
   EXPECT_NE(operators::find<operators::GroupedDepthwiseConv2d>(), nullptr);
   EXPECT_NE(operators::find<operators::GroupedLayerNorm>(), nullptr);
   EXPECT_NE(operators::find<operators::Conv2dTakes>(), nullptr);

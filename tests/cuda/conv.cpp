@@ -94,6 +94,7 @@ const std::vector<Case> cases{
     {{20, 1, 0, 19}, 128, 128, {28, 28}},
     {{9, 1, 0, 4}, 320, 320, {28, 28}},
     {{30, 1, 0, 9}, 512, 512, {14, 14}},
+    {{40}, 64, 64, {56, 56}},
 };
 
 TEST(GroupedConv2d, EqualsFloat64_CUDA) {
@@ -254,6 +255,7 @@ TEST(GroupedBatchNorm, TakesTheMomentsOfTheConvolution_CUDA) {
   for (int64_t channels : {64, 128, 320, 512, 24, 136})
     compare_norm({3, 0, 1, 5}, channels, {14, 14}, true, true, at::kBFloat16, true, true);
   // Enough tiles that the convolution chooses each of its sizes, on devices of some 132 multiprocessors.
+  compare_norm({20, 1, 0, 19}, 64, {28, 28}, true, true, at::kBFloat16, true, true);
   compare_norm({20, 1, 0, 19}, 128, {28, 28}, true, true, at::kBFloat16, true, true);
   compare_norm({9, 1, 0, 4}, 320, {28, 28}, true, true, at::kBFloat16, true, true);
   compare_norm({30, 1, 0, 9}, 512, {14, 14}, true, true, at::kBFloat16, true, true);

@@ -1,9 +1,10 @@
-// moecod::grouped_linear against float64, expert by expert.
+// moecod::grouped_linear and the operators of SwiGLU experts against float64, expert by expert.
 #include "moecod/layers/linear.hpp"
 
 #include <c10/cuda/CUDAFunctions.h>
 
 #include "moecod/expert/swiglu.hpp"
+#include "moecod/moe/combine.hpp"
 #include "tests/cuda/on_cuda.hpp"
 
 namespace moecod::on_cuda {
@@ -82,7 +83,7 @@ bool has_kernel() {
 
 TEST(GroupedLinear, EqualsFloat64_CUDA) {
   MOECOD_NEEDS_CUDA();
-  if (!has_kernel()) GTEST_SKIP() << "at::_grouped_mm has no kernel for this device";
+  if (!has_kernel()) GTEST_SKIP() << "no kernel for this device";
   torch::manual_seed(1);
   for (Activation activation : {Activation::none, Activation::gelu, Activation::swiglu})
     for (bool bias : {false, true}) {
@@ -123,7 +124,7 @@ TEST(GroupedLinear, IdleExpertsHaveZeroGradients_CUDA) {
 
 TEST(GroupedLinear, RepeatsBitwiseAndDoesNotWait_CUDA) {
   MOECOD_NEEDS_CUDA();
-  if (!has_kernel()) GTEST_SKIP() << "at::_grouped_mm has no kernel for this device";
+  if (!has_kernel()) GTEST_SKIP() << "no kernel for this device";
   torch::manual_seed(3);
   const Tensors in = as({at::randn({3000, 256}, on(at::kFloat)), at::randn({6, 128, 128}, on(at::kFloat)),
                          at::randn({6, 128}, on(at::kFloat))},
@@ -205,6 +206,65 @@ TEST(SwiGlu, EqualsFloat64_CUDA) {
   }
 }
 
+/// Rows of a mixture: each to `slots` experts, of which a few are not used, with weights that learn.
+Tensors combined_swiglu(expert::SwiGlu<layers::Stacked>& expert, const at::Tensor& x, const Routing& routing,
+                        bool at_once, bool rows_too) {
+  const Plan plan(routing);
+  const auto group = layers::Stacked::Group::sorted(plan.offsets);
+  const at::Tensor sorted = gather(x, plan);
+  at::Tensor y, rows;
+  if (at_once) {
+    std::tie(y, rows) = expert.forward_and_combine(sorted, group, routing.weights, plan.order, plan.position).value();
+  } else {
+    rows = expert.forward(sorted, group);
+    y = combine(rows, routing.weights, plan);
+  }
+  Tensors inputs = expert.parameters();
+  inputs.push_back(x);
+  inputs.push_back(routing.weights);
+  const at::Tensor seed = at::cos(at::arange(y.numel(), y.options().dtype(at::kFloat)) * 1.7).view_as(y).to(at::kBFloat16).to(y.dtype());
+  at::Tensor objective = (y * seed).sum();
+  if (rows_too) objective = objective + (rows * rows).sum() * 0.1;
+  Tensors out = torch::autograd::grad({objective}, inputs);
+  out.push_back(y);
+  return out;
+}
+
+TEST(SwiGlu, CombinesAtOnceAsInTwoSteps_CUDA) {
+  MOECOD_NEEDS_CUDA();
+  torch::manual_seed(9);
+  using Case = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, at::ScalarType>;
+  for (const auto& [count, slots, experts, channels, hidden, type] :
+       std::vector<Case>{{700, 2, 5, 320, 328, at::kBFloat16},
+                         {300, 4, 7, 64, 40, at::kBFloat16},
+                         {500, 2, 3, 1040, 600, at::kBFloat16},
+                         {40, 1, 2, 24, 8, at::kBFloat16},
+                         {30, 2, 4, 10, 6, at::kFloat}}) {
+    SCOPED_TRACE(::testing::Message() << count << " rows, " << channels << " and " << hidden << ", " << type);
+    expert::SwiGlu<layers::Stacked> expert({.channels = channels, .hidden = hidden}, layers::Stacked{experts});
+    for (auto& p : expert.parameters()) p.data().normal_(0, 1 / std::sqrt(static_cast<double>(p.size(2))));
+    expert.to(at::kCUDA, type);
+    const at::Tensor x = at::randn({count, channels}, on(type)).set_requires_grad(true);
+    at::Tensor chosen = std::get<1>(at::rand({count, experts}, on(at::kFloat)).topk(slots)).to(at::kInt);
+    if (slots > 1) chosen.select(1, 1).slice(0, 0, 9).fill_(-1);
+    Routing routing = Routing::given(chosen, at::rand({count, slots}, on(at::kFloat)) + 0.1, experts);
+    routing.weights.set_requires_grad(true);
+    for (bool rows_too : {false, true}) {
+      const auto run = [&] { return combined_swiglu(expert, x, routing, true, rows_too); };
+      const Tensors got = run();
+      if (has_kernel()) expect_repeats(run);
+      expert.to(at::kDouble);
+      Routing wide = routing;
+      wide.weights = routing.weights.detach().to(at::kDouble).set_requires_grad(true);
+      const Tensors exact =
+          combined_swiglu(expert, x.detach().to(at::kDouble).set_requires_grad(true), wide, false, rows_too);
+      for (std::size_t i = 0; i < got.size(); ++i)
+        EXPECT_LE(relative_error(got[i], exact[i]), type == at::kFloat ? 1e-4 : 1e-2) << i << ", rows " << rows_too;
+      expert.to(type);
+    }
+  }
+}
+
 TEST(SwiGlu, InferenceEqualsTraining_CUDA) {
   MOECOD_NEEDS_CUDA();
   torch::manual_seed(6);
@@ -220,7 +280,7 @@ TEST(SwiGlu, InferenceEqualsTraining_CUDA) {
 
 TEST(SwiGlu, KeepsTheHiddenLayerBeforeItsActivationOnly_CUDA) {
   MOECOD_NEEDS_CUDA();
-  if (!has_kernel()) GTEST_SKIP() << "at::_grouped_mm has no kernel for this device";
+  if (!has_kernel()) GTEST_SKIP() << "no kernel for this device";
   constexpr int64_t rows = 1 << 14, channels = 256, hidden = 1024;
   expert::SwiGlu<layers::Stacked> expert({.channels = channels, .hidden = hidden}, layers::Stacked{4});
   expert.to(at::kCUDA, at::kBFloat16);

@@ -131,6 +131,28 @@ class Operators:
             lambda rows, e: (silu(rows @ up[e, :5].T) * (rows @ up[e, 5:].T)) @ down[e].T, x)
         self.check(got, want, (x, up, down))
 
+    def combination(self):
+        """Eleven of twelve slots of six rows, sorted somehow: weights, order, position."""
+        order = torch.tensor([3, 7, 0, 11, 2, 5, 9, 1, 4, 10, 6], dtype=torch.int32, device=self.device)
+        position = torch.full((12,), -1, dtype=torch.int32, device=self.device)
+        position[order.long()] = torch.arange(11, dtype=torch.int32, device=self.device)
+        return torch.rand(6, 2, device=self.device, requires_grad=True), order, position.view(6, 2)
+
+    def test_grouped_swiglu_combine(self):
+        x, up = self.normal(11, 6, grad=True), self.normal(4, 10, 6, grad=True)
+        down = self.normal(4, 7, 5, grad=True)
+        weights, order, position = self.combination()
+        silu = torch.nn.functional.silu
+        rows = self.experts(
+            lambda rows, e: (silu(rows @ up[e, :5].T) * (rows @ up[e, 5:].T)) @ down[e].T, x)
+        slots = torch.zeros(12, 7, device=self.device).index_copy(0, order.long(), rows).view(6, 2, 7)
+        both = [ops.grouped_swiglu_combine(*ops.grouped_swiglu_kept(x, up, self.offsets()), down, self.offsets(), weights,
+                                           order, position) for _ in range(2)]
+        self.check(both[0][0], (slots * weights.unsqueeze(2)).sum(1), (x, up, down, weights))
+        rows = self.experts(
+            lambda rows, e: (silu(rows @ up[e, :5].T) * (rows @ up[e, 5:].T)) @ down[e].T, x)
+        self.check(both[1][1], rows, (x, up, down))
+
     def test_grouped_conv2d(self):
         x, w = self.normal(11, 4, 6, 5, grad=True), self.normal(4, 3, 4, 3, 3, grad=True)
         got, _ = ops.grouped_conv2d(x, w, self.offsets(), [2, 1], [2, 1], False)
@@ -204,6 +226,8 @@ class Operators:
                                      self.normal(4, 5, grad=True), offsets, "swiglu"))
         opcheck(ops.grouped_swiglu, (self.normal(11, 6), self.normal(4, 10, 6), offsets))
         opcheck(ops.grouped_swiglu_kept, (self.normal(11, 6, grad=True), self.normal(4, 10, 6, grad=True), offsets))
+        opcheck(ops.grouped_swiglu_combine, (self.normal(11, 12, grad=True), self.normal(11, 6), self.normal(4, 5, 6, grad=True),
+                                             offsets, *self.combination()))
         images = self.normal(11, 4, 6, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
         with torch.backends.cudnn.flags(allow_tf32=False):  # or two runs of the fallback differ by its rounding
             opcheck(ops.grouped_conv2d, (images, self.normal(4, 3, 4, 3, 3, grad=True), offsets, [1, 1], [1, 1], False))

@@ -60,6 +60,15 @@ struct GroupedSwiGluKept {
   using signature = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&);
 };
 
+struct GroupedSwiGluCombine {
+  static constexpr const char* name = "moecod::grouped_swiglu_combine";
+  /// (h, swiglu(h), weight, offsets, weights [N, S], order, position) -> what Combine makes of the rows
+  /// swiglu(h) weight^T, and these
+  using signature = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                                       const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                                       const at::Tensor&);
+};
+
 struct GroupedConv2d {
   static constexpr const char* name = "moecod::grouped_conv2d";
   /// (x, weight, offsets, padding, dilation, whether moments are wanted) -> y, moments for GroupedBatchNorm or nothing

@@ -1,6 +1,9 @@
 #pragma once
 #include <ATen/core/grad_mode.h>
 
+#include <optional>
+#include <utility>
+
 #include "moecod/layers/linear.hpp"
 #include "moecod/moe/rows.hpp"
 
@@ -35,6 +38,23 @@ class SwiGlu : public torch::nn::Module {
     if (!at::GradMode::is_enabled()) return down_->forward(up_->forward_swiglu(x, group), group);
     const auto [h, a] = up_->forward_swiglu_kept(x, group);
     return down_->forward(h, group, layers::Activation::swiglu, a);
+  }
+
+  /// Where gradients are recorded and an operator does both at once: what a combination by weights [N, S], of the slots
+  /// that order and position name (moecod::Plan), makes of the rows forward(x, group), and these rows. The gradient of the
+  /// weights then needs no rows.
+  std::optional<std::pair<at::Tensor, at::Tensor>> forward_and_combine(const at::Tensor& x,
+                                                                       const typename Layers::Group& group,
+                                                                       const at::Tensor& weights,
+                                                                       const at::Tensor& order,
+                                                                       const at::Tensor& position)
+    requires(Layers::stacked)
+  {
+    const auto* both = layers::find_grouped<operators::GroupedSwiGluCombine>(x, group);
+    if (!both || !at::GradMode::is_enabled() || x.dim() != 2 || weights.scalar_type() != at::kFloat) return {};
+    const auto [h, a] = up_->forward_swiglu_kept(x, group);
+    const auto [y, rows] = both->call(h, a, down_->weight, group.offsets, weights, order, position);
+    return std::pair(y, rows);
   }
 
  private:

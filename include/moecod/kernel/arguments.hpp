@@ -185,6 +185,9 @@ struct ConvShape {
 /// `gated`: y = silu(g) u, [g, u] = conv, halves of its channels, which are kept in h unless it is null. With
 /// `transposed`, the input was such an a = silu(g) u, and y becomes the gradient of h = [g, u], which is read, and a is
 /// computed anew. No moments.
+///
+/// `weights`: what was made of each row's a counted so much more, so y and a become that much larger; and d_weights becomes
+/// their gradient, the product of a and its gradient, in the slots that `order` names.
 struct Conv {
   Groups groups;  ///< each: set by the launch
   ConvShape shape;
@@ -195,6 +198,10 @@ struct Conv {
   void* y = nullptr;             ///< [M, H', W', out]
   void* h = nullptr;             ///< gated: [M, H', W', out], or transposed [M, H, W, 2 in]
   void* a = nullptr;             ///< gated and transposed: [M, H, W, in]
+  const float* weights = nullptr;  ///< gated and transposed, of rows: [slots] or null
+  const int32_t* order = nullptr;  ///< with weights: [M], each row's slot
+  float* partial = nullptr;        ///< with weights: [conv_gate_parts(), M]
+  float* d_weights = nullptr;      ///< with weights: [slots]; slots that no row has are left alone
   /// Mean, and sum of squares about it, of each channel over each piece of conv_piece() positions of one
   /// expert, [pieces, 2, channels]; or null.
   float* moments = nullptr;

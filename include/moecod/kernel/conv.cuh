@@ -10,7 +10,7 @@
 /// layer of rows sorted by expert is one of images of one position.
 ///
 /// An implicit matrix product, y [positions, out] = x [positions, taps x in] * weight^T, for compute capability 9.0. A
-/// block computes tiles of consecutive positions of one expert (they may go over the images' ends) and 64 `Columns`
+/// block computes tiles of consecutive positions of one expert (they may go over the images' ends) and `Channels`
 /// channels, one after the other. One thread has TMA bring, for each tap and 64 channels in, the positions moved by the
 /// tap (im2col mode: what lies outside of an image is zero) and the expert's weights, without a pause between tiles;
 /// two warpgroups multiply, and finish a tile from their registers while the loads of the next arrive. Two blocks form
@@ -166,6 +166,9 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
     hopper::Ring<Tuning::stages> ring;
     [[maybe_unused]] uint32_t turn = 0;
     for (int number = blockIdx.x / 2; number < tiles; number += gridDim.x / 2) {
+      [[maybe_unused]] GateWeights weights;
+      if constexpr (Kind == ConvKind::gate_backward)
+        weights = GateWeights(work, conv_tile(table, work, channels, number, rank));
 #pragma unroll
       for (int i = 0; i < Tuning::rows; ++i) hopper::settle(sums[i]);
       int before = 0;
@@ -199,11 +202,11 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
       for (int i = 0; i < Tuning::rows; ++i) hopper::settle(sums[i]);
       release(before);
       if constexpr (is_staged<Tuning>(Kind))
-        gate_finish<Tuning, Kind>(work, tile, sums, rest, gate, turn++ & 1);
+        gate_finish<Tuning, Kind>(work, tile, sums, rest, gate, turn++ & 1, weights);
       else if constexpr (Kind == ConvKind::gated_kept)
         gate_finish_kept<Tuning>(work, tile, sums);
       else if constexpr (Kind == ConvKind::gate_backward)
-        gate_finish_backward<Tuning>(sums, operands);
+        gate_finish_backward<Tuning>(sums, operands, weights);
       else
         conv_finish<Tuning, Kind>(work, tile, sums, rest);
     }
@@ -218,7 +221,8 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
 inline bool in_clusters(int64_t tiles, int processors) { return tiles > processors / 2; }
 
 /// What a tile costs a convolution: turns of the device, times the cycles of a step: of its products, or of its bytes,
-/// of which 40 a cycle come from L2; and a part of these in any case, since larger tiles take less power.
+/// of which 40 a cycle come from L2; and a 256th of these in any case, which chooses between tiles that are as good: larger
+/// ones ran longer without slowing the device (P7 in docs/performance.md).
 template <class Tuning>
 int64_t conv_cost(const Groups& groups, int channels, int processors) {
   const int64_t pairs = (groups.pieces(Tuning::positions) + 1) / 2, at_once = std::max(processors / 2, 1);
@@ -269,6 +273,9 @@ cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
   work.y = static_cast<__nv_bfloat16*>(Kind == ConvKind::gate_backward ? a.a : a.y);
   work.h = static_cast<__nv_bfloat16*>(Kind == ConvKind::gate_backward ? a.y : a.h);
   work.kept = Kind == ConvKind::gate_backward ? static_cast<const __nv_bfloat16*>(a.h) : nullptr;
+  work.weights = a.weights;
+  work.order = a.order;
+  work.partial = a.partial;
   work.moments = a.moments;
   int lower[2], upper[2];
   for (int i = 0; i < 2; ++i) {
@@ -344,16 +351,36 @@ inline int conv_piece(const Groups& groups, int channels) {
   return detail::with_conv_tuning(groups, channels, [](auto tuning) { return decltype(tuning)::positions; });
 }
 
-/// One launch.
+namespace detail {
+
+/// Whether tiles of a gate are the products' own, for which no stage is left in shared memory.
+inline bool has_long_sums(const Conv& a) { return (a.transposed ? a.shape.out : a.shape.in) > 1024; }
+
+}  // namespace detail
+
+/// Parts of the gradients of weights.
+inline int conv_gate_parts(const Conv& a) {
+  const int channels = detail::has_long_sums(a) ? 256 : 128;
+  return (a.shape.in + channels - 1) / channels;
+}
+
+/// One launch; with weights two.
 inline cudaError_t conv(const Conv& a, cudaStream_t stream) {
   if (a.groups.rows == 0) return cudaSuccess;
   using detail::ConvKind, detail::ConvTuning, detail::launch_conv;
-  const bool is_long = (a.transposed ? a.shape.out : a.shape.in) > 1024;
-  if (a.gated && a.transposed)
-    return is_long ? launch_conv<ConvTuning<1, 4, 4>, ConvKind::gate_backward>(a, stream)
-                   : launch_conv<ConvTuning<1, 2, 4>, ConvKind::gate_backward>(a, stream);
+  if (a.gated && a.transposed) {
+    if (const cudaError_t error = detail::has_long_sums(a)
+                                      ? launch_conv<ConvTuning<1, 4, 4>, ConvKind::gate_backward>(a, stream)
+                                      : launch_conv<ConvTuning<1, 2, 4>, ConvKind::gate_backward>(a, stream);
+        error || !a.weights)
+      return error;
+    const int64_t rows = a.groups.items();
+    detail::add_weight_parts<<<static_cast<unsigned>((rows + 255) / 256), 256, 0, stream>>>(
+        a.partial, conv_gate_parts(a), rows, a.order, a.d_weights);
+    return cudaGetLastError();
+  }
   if (a.gated && a.h)
-    return is_long ? launch_conv<ConvTuning<1, 4, 4>, ConvKind::gated_kept>(a, stream)
+    return detail::has_long_sums(a) ? launch_conv<ConvTuning<1, 4, 4>, ConvKind::gated_kept>(a, stream)
                    : launch_conv<ConvTuning<1, 2, 5>, ConvKind::gated_kept>(a, stream);
   if (a.gated) return launch_conv<ConvTuning<1, 4, 4>, ConvKind::gated>(a, stream);
   Groups out = a.groups;

@@ -8,7 +8,8 @@
 /// With short sums both move more bytes than the product itself. So tiles come and go through shared memory, by TMA, which
 /// one thread of the loading warpgroup asks for: the workers go on with the next tile while the last is stored. A stage
 /// holds blocks of 128 rows and 64 channels, swizzled as TMA does, of g, u and a in this order. With long sums the products
-/// have larger tiles instead, beside which no stage fits, and registers go to and from global memory.
+/// have larger tiles instead, beside which no stage fits, and registers go to and from global memory; there the gradient of a
+/// is rounded before its lanes exchange it.
 namespace moecod::kernel::detail {
 
 MOECOD_HOST_DEVICE constexpr bool is_gate(ConvKind kind) {
@@ -31,6 +32,38 @@ struct GateStage {
 };
 
 #if MOECOD_HOPPER_CODE
+
+/// The weights of a lane's two rows of a tile, and what it has of their gradients.
+struct GateWeights {
+  float weight[2]{1, 1}, gradient[2]{0, 0};
+
+  GateWeights() = default;
+  __device__ static int row(int half) { return threadIdx.x / 32 * 16 + 8 * half + threadIdx.x % 32 / 4; }
+
+  /// Two reads, one after the other: before the products.
+  __device__ __forceinline__ GateWeights(const ConvWork& work, const ConvTile& tile) {
+    if (!work.weights) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      if (row(half) < tile.rows()) weight[half] = work.weights[work.order[tile.piece.begin + row(half)]];
+  }
+  /// From the gradient d of what becomes of a: a counts its weight, d_g and d_u with it.
+  __device__ __forceinline__ void backward(int half, float d, float g, float u, float& a, float& d_g, float& d_u) {
+    SwiGlu::backward(weight[half] * d, g, u, a, d_g, d_u);
+    gradient[half] += d * a;
+    a *= weight[half];
+  }
+  __device__ __forceinline__ void store(const ConvWork& work, const ConvTile& tile, int channels) {
+    if (!work.weights) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      gradient[half] += __shfl_xor_sync(whole_warp, gradient[half], 1);
+      gradient[half] += __shfl_xor_sync(whole_warp, gradient[half], 2);
+      if (threadIdx.x % 4 == 0 && row(half) < tile.rows())
+        work.partial[tile.channel / channels * work.groups.items() + tile.piece.begin + row(half)] = gradient[half];
+    }
+  }
+};
 
 /// Of each 64 channels, so that some are loaded and stored while the workers are at others.
 struct GateBarriers {
@@ -115,7 +148,7 @@ __device__ __forceinline__ void gate_store_rows(const ConvWork& work, const Conv
 template <class Tuning, ConvKind Kind>
 __device__ __forceinline__ void gate_finish(const ConvWork& work, const ConvTile& tile,
                                             const float (&sums)[Tuning::rows][32 * Tuning::columns], uint8_t* stage,
-                                            GateBarriers& barriers, uint32_t parity) {
+                                            GateBarriers& barriers, uint32_t parity, GateWeights& weights) {
   using Stage = GateStage<Tuning, Kind>;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
@@ -135,8 +168,8 @@ __device__ __forceinline__ void gate_finish(const ConvWork& work, const ConvTile
         if constexpr (Kind == ConvKind::gate_backward) {
           const float2 gs = unpack(g), us = unpack(u);
           float2 as, d_g, d_u;
-          SwiGlu::backward(x, gs.x, us.x, as.x, d_g.x, d_u.x);
-          SwiGlu::backward(y, gs.y, us.y, as.y, d_g.y, d_u.y);
+          weights.backward(half, x, gs.x, us.x, as.x, d_g.x, d_u.x);
+          weights.backward(half, y, gs.y, us.y, as.y, d_g.y, d_u.y);
           g = pack(d_g.x, d_g.y);
           u = pack(d_u.x, d_u.y);
           a = pack(as.x, as.y);
@@ -155,6 +188,7 @@ __device__ __forceinline__ void gate_finish(const ConvWork& work, const ConvTile
     __syncwarp();
     if (lane == 0) hopper::barrier_arrive(&barriers.staged[b]);
   }
+  if constexpr (Kind == ConvKind::gate_backward) weights.store(work, tile, 64 * Stage::blocks);
 }
 
 /// Where a lane's vector of eight channels of a and of g lies, for 32 channels a chunk and every eighth row a half; u is
@@ -171,7 +205,7 @@ struct GatePlace {
   }
 };
 
-/// Stores past L2, which h and a are too large for.
+/// Stores what L2 may drop first: h and a are larger.
 __device__ __forceinline__ void store(__nv_bfloat16* to, const uint32_t (&vector)[4]) {
   __stcs(reinterpret_cast<uint4*>(to), {vector[0], vector[1], vector[2], vector[3]});
 }
@@ -226,7 +260,7 @@ struct GateOperands {
 /// A worker's part of a tile of long sums, rounded, and the gate's backward pass, from registers.
 template <class Tuning>
 __device__ __forceinline__ void gate_finish_backward(const float (&sums)[Tuning::rows][32 * Tuning::columns],
-                                                     GateOperands<Tuning>& operands) {
+                                                     GateOperands<Tuning>& operands, GateWeights& weights) {
   const ConvWork& work = operands.work;
 #pragma unroll
   for (int i = 0; i < operands.all; ++i) {
@@ -245,8 +279,8 @@ __device__ __forceinline__ void gate_finish_backward(const float (&sums)[Tuning:
     for (int j = 0; j < 4; ++j) {
       const float2 ds = unpack(d[j]), gs = unpack(g[j]), us = unpack(u[j]);
       float2 as, d_gs, d_us;
-      SwiGlu::backward(ds.x, gs.x, us.x, as.x, d_gs.x, d_us.x);
-      SwiGlu::backward(ds.y, gs.y, us.y, as.y, d_gs.y, d_us.y);
+      weights.backward(i % 2, ds.x, gs.x, us.x, as.x, d_gs.x, d_us.x);
+      weights.backward(i % 2, ds.y, gs.y, us.y, as.y, d_gs.y, d_us.y);
       d_g[j] = pack(d_gs.x, d_gs.y);
       d_u[j] = pack(d_us.x, d_us.y);
       a[j] = pack(as.x, as.y);
@@ -256,8 +290,19 @@ __device__ __forceinline__ void gate_finish_backward(const float (&sums)[Tuning:
     store(work.h + place.g + work.out, d_u);
     store(work.y + place.a, a);
   }
+  weights.store(work, operands.tile, Tuning::channels);
 }
 
 #endif
+
+/// The gradient of each row's weight, of those of the columns of tiles, in their order.
+static __global__ void __launch_bounds__(256)
+    add_weight_parts(const float* partial, int parts, int64_t rows, const int32_t* order, float* d_weights) {
+  const int64_t row = int64_t(blockIdx.x) * 256 + threadIdx.x;
+  if (row >= rows) return;
+  float sum = 0;
+  for (int part = 0; part < parts; ++part) sum += partial[part * rows + row];
+  d_weights[order[row]] = sum;
+}
 
 }  // namespace moecod::kernel::detail

@@ -18,11 +18,13 @@ MOECOD_HOST_DEVICE constexpr bool has_pairs(ConvKind kind) {
 
 struct ConvMaps {
   CUtensorMap x, weight;
+  // Of kinds that go through a stage:
   CUtensorMap h;       // gate_backward: read
-  CUtensorMap d_h, a;  // of kinds with a gate: written; gated_kept: h is in the place of d_h
+  CUtensorMap d_h, a;  // written; gated_kept: h is in the place of d_h
 };
 
-/// The tile of a block: 128 `Rows` positions, `Channels` channels, in blocks of 64, and how many steps are in flight.
+/// The tile of a block: 128 `Rows` positions, `Channels` channels, for which there are `Columns` blocks of 64, the last of
+/// them perhaps not full, and how many steps are in flight.
 template <int Rows_, int Columns_, int Stages_, int Channels_ = 64 * Columns_>
 struct ConvTuning {
   static constexpr int rows = Rows_, columns = Columns_, stages = Stages_;
@@ -50,6 +52,9 @@ struct ConvWork {
   __nv_bfloat16* y;  // with a gate: a
   __nv_bfloat16* h;  // gated_kept: h; gate_backward: d_h
   const __nv_bfloat16* kept;  // gate_backward: h
+  const float* weights;       // gate_backward: of slots, or null
+  const int32_t* order;       // with weights: each row's slot
+  float* partial;             // with weights: their gradients, of each column of tiles
   float* moments;
 };
 

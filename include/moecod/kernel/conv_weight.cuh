@@ -10,8 +10,8 @@
 /// columns; both are read across. Positions behind the piece's end belong to another expert and are zeroed in shared
 /// memory.
 ///
-/// An expert's positions are cut into pieces so that there is work for all multiprocessors; an expert of one piece is
-/// rounded and stored at once, those of several through float32 sums that a second kernel adds in their order. Nothing
+/// A block stays for many tiles, and its loads go on while it finishes one. An expert's positions are cut into pieces so
+/// that there is work for all multiprocessors; an expert of one piece is rounded and stored at once, those of several through float32 sums that a second kernel adds in their order. Nothing
 /// is atomic. Operations: 2 positions taps in out. Bytes: x and grad, d_weight, and the sums out and in.
 namespace moecod::kernel {
 
@@ -45,8 +45,8 @@ struct ConvWeightWork {
   __host__ __device__ int64_t matrix() const { return int64_t(out) * taps * in; }
 };
 
-/// Where the sums of a piece lie that is not its expert's only one. Such an expert has more than `size` positions, so at
-/// most as many pieces as there are halves of `size` within its own; 2 positions / size matrices hold those of all.
+/// Where the sums of a piece lie that is not its expert's only one. Such an expert has the positions of x > 1 whole pieces,
+/// and ceil(x) <= floor(2 x), so that 2 positions / work.piece matrices hold those of all experts (conv_weight_partial).
 __device__ __forceinline__ int64_t sums_of_piece(const ConvWeightWork& work, const Piece& piece, int64_t index) {
   return 2 * work.groups.each * work.groups.offsets[piece.expert] / work.piece + index - piece.first;
 }
@@ -305,7 +305,7 @@ int64_t conv_weight_cost(const ConvWeightWork& work, int processors) {
   return turns * ((each / pieces + 63) / 64 + 4) * (346 * Tuning::columns + 40) + sums / 700;
 }
 
-/// Calls f with the tuning, having cut the work: the cheapest of all, of 1 to 16 pieces an expert.
+/// Calls f with the tuning, having cut the work: the cheapest of all, of as many pieces an expert as fill the device twice.
 template <class F>
 cudaError_t with_conv_weight_tuning(ConvWeightWork work, F&& f) {
   int processors = 0;
@@ -314,8 +314,13 @@ cudaError_t with_conv_weight_tuning(ConvWeightWork work, F&& f) {
   cudaError_t (*best)(const ConvWeightWork&, F&) = nullptr;
   ConvWeightWork cheapest{};
   const auto consider = [&]<class Tuning>(Tuning) {
-    for (int pieces = 1; pieces <= 16; ++pieces) {
+    cut<Tuning>(work, processors, 1);
+    const int64_t tiles = int64_t(work.groups.experts) * work.rows * work.columns;
+    const auto most = static_cast<int>(std::max<int64_t>(2 * processors / tiles + 1, 16));
+    for (int pieces = 1, last = 0; pieces <= most; ++pieces) {
       cut<Tuning>(work, processors, pieces);
+      if (work.piece == last) break;
+      last = work.piece;
       const int64_t cost = conv_weight_cost<Tuning>(work, processors);
       if (cost >= least) continue;
       least = cost;
@@ -335,7 +340,7 @@ cudaError_t with_conv_weight_tuning(ConvWeightWork work, F&& f) {
 
 }  // namespace detail
 
-/// The number of float32 that ConvWeight::partial must hold.
+/// The number of float32 that ConvWeight::partial must hold (detail::sums_of_piece).
 inline cudaError_t conv_weight_partial(const ConvWeight& a, int64_t* size) {
   return detail::with_conv_weight_tuning(detail::conv_weight_work(a), [&](auto, const detail::ConvWeightWork& work) {
     const int64_t items = work.groups.items();

@@ -18,11 +18,17 @@ struct Grouped {
   static auto run(Experts& experts, const X& x, const Routing& routing) {
     const Plan plan(routing);
     typename Experts::template parts<X> part;
-    part.rows = Later([=] { return plan.rows(); });
-    part.weights = Later([=, weights = routing.weights] {
-      return weights.reshape({-1}).index_select(0, plan.order.to(at::kLong));
+    part.rows = Later([order = plan.order, slots = plan.slots] { return order.to(at::kLong).floor_divide(slots); });
+    part.weights = Later([order = plan.order, weights = routing.weights] {
+      return weights.reshape({-1}).index_select(0, order.to(at::kLong));
     });
-    part.output = experts.run_sorted(gather(experts.input(x), plan), plan.offsets);
+    const auto sorted = gather(experts.input(x), plan);
+    if constexpr (requires { experts.run_and_combine(sorted, plan, routing.weights); })
+      if (const auto both = experts.run_and_combine(sorted, plan, routing.weights)) {
+        part.output = both->second;
+        return Executed<decltype(part)>{both->first, std::move(part)};
+      }
+    part.output = experts.run_sorted(sorted, plan.offsets);
     const at::Tensor y = combine(tree::primary(part.output), routing.weights, plan);
     return Executed<decltype(part)>{y, std::move(part)};
   }

@@ -14,6 +14,7 @@
 #include "moecod/moe/experts/run.hpp"
 #include "moecod/moe/experts/spread.hpp"
 #include "moecod/moe/kind.hpp"
+#include "moecod/moe/routing.hpp"
 
 namespace moecod {
 
@@ -152,6 +153,19 @@ class Replicated<Expert, N> : public torch::nn::Module, public experts::Spread, 
   template <class X>
   auto run_sorted(const X& sorted, const at::Tensor& offsets) {
     return experts::run(*stack_, sorted, *this, 0, Group::sorted(offsets));
+  }
+
+  /// The same, and the combination of the experts' rows, for experts that do both at once, where they do (their
+  /// forward_and_combine).
+  template <class X>
+  auto run_and_combine(const X& sorted, const Plan& plan, const at::Tensor& weights)
+    requires requires(Stack& stack, Group group) {
+      stack.forward_and_combine(sorted, group, weights, plan.order, plan.position);
+    }
+  {
+    const Group group = Group::sorted(plan.offsets);
+    using Both = decltype(stack_->forward_and_combine(sorted, group, weights, plan.order, plan.position));
+    return recompute ? Both() : stack_->forward_and_combine(sorted, group, weights, plan.order, plan.position);
   }
 
   template <class X>

@@ -1,0 +1,315 @@
+// Feed-forward experts with a gate, y = W2 (silu(g) u), [g, u] = W1 x, each row by its expert's weights. The operators
+// torch.ops.moecod.grouped_swiglu, the hidden layer where no gradient is wanted; grouped_swiglu_kept, where one is; and
+// grouped_swiglu_combine, the second layer and the combination of its rows, whose backward pass needs neither those rows nor
+// their gradients: <d_y, W2 a> = <W2^T d_y, a>, so the weights' gradient comes from where the gate's does.
+//
+// Kernels and what they take: as operators_linear.cpp.
+#include <ATen/autocast_mode.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/index_select.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <array>
+#include <string>
+
+#include "cuda/grouped_rows.hpp"
+
+namespace moecod::cuda {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+using Needed = std::array<bool, 3>;  // of the gradients; what was not asked for is empty
+
+// --------------------------------------------------------------------------------------------------- the hidden layer
+
+using Kept = std::tuple<Tensor, Tensor>;  // h, swiglu(h)
+
+void check_swiglu(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+  TORCH_CHECK(weight.dim() == 3 && weight.sym_size(1) % 2 == 0, "moecod::grouped_swiglu: weight must be [E, 2 n, in], got ",
+              weight.sym_sizes());
+  TORCH_CHECK(x.dim() >= 2 && x.sym_size(-1) == weight.sym_size(2), "moecod::grouped_swiglu: x must be [M, ..., ",
+              weight.sym_size(2), "], got ", x.sym_sizes());
+  TORCH_CHECK(x.scalar_type() == weight.scalar_type(), "moecod::grouped_swiglu: x and weight must have one type, got ",
+              x.scalar_type(), " and ", weight.scalar_type());
+  check_offsets("moecod::grouped_swiglu", offsets, weight.sym_size(0));
+  check_devices("moecod::grouped_swiglu", x, {weight, offsets});
+}
+
+Kept swiglu_kept_by_torch(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+  check_swiglu(x, weight, offsets);
+  const Tensor h = call<operators::GroupedLinear>(x, weight, std::nullopt, offsets, "none", std::nullopt);
+  return {h, layers::activate(h, Activation::swiglu)};
+}
+
+Tensor swiglu_by_torch(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+  return std::get<1>(swiglu_kept_by_torch(x, weight, offsets));
+}
+
+/// swiglu(x weight^T); what goes into it is kept in h, unless that is undefined.
+Tensor gate(const Tensor& x, const Tensor& weight, const Tensor& h, const Rows& rows) {
+  const Tensor a = at::empty({x.size(0), weight.size(1) / 2}, x.options());
+  C10_CUDA_CHECK(conv({.groups = rows.groups,
+                       .shape = linear_shape(weight),
+                       .gated = true,
+                       .x = x.const_data_ptr(),
+                       .weight = weight.const_data_ptr(),
+                       .y = a.mutable_data_ptr(),
+                       .h = h.defined() ? h.mutable_data_ptr() : nullptr},
+                      stream()));
+  return a;
+}
+
+Kept swiglu_kept_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+  check_swiglu(x, weight, offsets);
+  const c10::cuda::CUDAGuard device(x.device());
+  if (!kernel_takes(takes(x, weight) && weight.size(1) % 16 == 0)) return swiglu_kept_by_torch(x, weight, offsets);
+  const Tensor in = flat(x), w = weight.contiguous();
+  const Rows rows = rows_of(x, offsets);
+  const bool fused = by_conv(w) && !is_alone(w);
+  const Tensor h = fused ? at::empty({in.size(0), w.size(1)}, x.options()) : product(in, w, rows, /*transposed=*/false);
+  const Tensor a = fused ? gate(in, w, h, rows) : activated(h, Activation::swiglu, w.size(1) / 2);
+  return {h.view_symint(with_width(x, w.size(1))), a.view_symint(with_width(x, w.size(1) / 2))};
+}
+
+Tensor swiglu_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+  check_swiglu(x, weight, offsets);
+  const c10::cuda::CUDAGuard device(x.device());
+  if (!kernel_takes(takes(x, weight) && weight.size(1) % 16 == 0)) return swiglu_by_torch(x, weight, offsets);
+  const Tensor in = flat(x), w = weight.contiguous();
+  const Rows rows = rows_of(x, offsets);
+  const int64_t hidden = w.size(1) / 2;
+  const Tensor a = by_conv(w) && !is_alone(w)
+                       ? gate(in, w, {}, rows)
+                       : activated(product(in, w, rows, /*transposed=*/false), Activation::swiglu, hidden);
+  return a.view_symint(with_width(x, hidden));
+}
+
+Tensor swiglu_shapes(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+  check_swiglu(x, weight, offsets);
+  return at::empty_symint(with_width(x, weight.sym_size(1) / 2), x.options());
+}
+
+Kept swiglu_kept_shapes(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+  return {at::empty_symint(with_width(x, weight.sym_size(1)), x.options()), swiglu_shapes(x, weight, offsets)};
+}
+
+template <class Operator>
+auto swiglu_with_autocast(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCUDA);
+  const auto type = at::autocast::get_autocast_dtype(at::kCUDA);
+  return call<Operator>(at::autocast::cached_cast(type, x, at::kCUDA),
+                        at::autocast::cached_cast(type, weight, at::kCUDA), offsets);
+}
+
+/// Keeps x alone; swiglu(h) has no gradient of its own, since the layer that takes it gives that of h.
+struct GroupedSwiGluFunction : Function<GroupedSwiGluFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({x, weight, offsets});
+    ctx->set_materialize_grads(false);
+    const auto [h, a] = call<operators::GroupedSwiGluKept>(x, weight, offsets);
+    ctx->mark_non_differentiable({a});
+    return {h, a};
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    if (!grads[0].defined()) return {{}, {}, {}};
+    const auto saved = ctx->get_saved_variables();
+    const Needed needed{ctx->needs_input_grad(0), ctx->needs_input_grad(1), false};
+    const auto [d_x, d_weight, d_bias] =
+        call<GroupedLinearBackward>(grads[0], saved[0], saved[1], saved[2], std::string_view("none"), needed);
+    return {needed[0] ? d_x : Tensor(), needed[1] ? d_weight : Tensor(), {}};
+  }
+};
+
+Kept swiglu_kept_with_autograd(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+  const variable_list out = GroupedSwiGluFunction::apply(x, weight, offsets);
+  return {out[0], out[1]};
+}
+
+
+// ------------------------------------------------------------------------------- the second layer and the combination
+
+using Both = std::tuple<Tensor, Tensor>;  // y, and the rows that it combines
+using Gradients = std::tuple<Tensor, Tensor, Tensor>;
+
+void check_combine(const Tensor& h, const Tensor& weight, const Tensor& offsets, const Tensor& weights,
+                   const Tensor& order, const Tensor& position) {
+  constexpr const char* name = "moecod::grouped_swiglu_combine";
+  TORCH_CHECK(h.dim() == 2 && weight.dim() == 3 && h.sym_size(1) == 2 * weight.sym_size(2), name,
+              ": h must be [M, 2 n] and weight [E, out, n], got ", h.sym_sizes(), " and ", weight.sym_sizes());
+  TORCH_CHECK(weights.dim() == 2 && weights.scalar_type() == at::kFloat && position.sym_sizes() == weights.sym_sizes() &&
+                  position.scalar_type() == at::kInt,
+              name, ": weights must be [N, S] float32 and position [N, S] int32, got ", weights.sym_sizes(), " ",
+              weights.scalar_type(), " and ", position.sym_sizes(), " ", position.scalar_type());
+  TORCH_CHECK(order.dim() == 1 && order.sym_size(0) == h.sym_size(0) && order.scalar_type() == at::kInt, name,
+              ": order must be [M] = [", h.sym_size(0), "] int32, got ", order.sym_sizes(), " ", order.scalar_type());
+  check_offsets(name, offsets, weight.sym_size(0));
+  check_devices(name, h, {weight, offsets, weights, order, position});
+}
+
+Both combine(const Tensor& h, const Tensor& a, const Tensor& weight, const Tensor& offsets, const Tensor& weights,
+             const Tensor& order, const Tensor& position) {
+  check_combine(h, weight, offsets, weights, order, position);
+  const Tensor rows = call<operators::GroupedLinear>(h, weight, std::nullopt, offsets, "swiglu", std::optional(a));
+  return {call<operators::Combine>(rows, weights, order, position), rows};
+}
+
+/// The gradient of y at each row.
+Tensor spread(const Tensor& d_y, const Tensor& order, const Tensor& position) {
+  return call<operators::Gather>(d_y, order, position, c10::SymInt(0));
+}
+
+/// d_h, d_weight, d_weights.
+Gradients combine_backward_by_torch(const Tensor& d_y, const Tensor& h, const Tensor& weight, const Tensor& offsets,
+                                    const Tensor& weights, const Tensor& order, const Tensor& position, Needed needed) {
+  const Tensor grad = spread(d_y, order, position), slots = order.to(at::kLong);
+  const Tensor a = layers::activate(h, Activation::swiglu), d_a = at::empty_like(a);
+  const Tensor w = at::index_select(weights.reshape({-1}), 0, slots).unsqueeze(1).to(h.scalar_type());
+  const Tensor d_weight = needed[1] ? at::zeros_like(weight) : at::empty({0}, weight.options());
+  each_expert(h, offsets, [&](int64_t e, int64_t begin, int64_t end) {
+    const Tensor rows = grad.slice(0, begin, end);
+    d_a.slice(0, begin, end).copy_(rows.matmul(weight[e]));
+    if (needed[1]) d_weight[e].copy_(rows.t().matmul((a * w).slice(0, begin, end)));
+  });
+  Tensor d_weights = at::empty({0}, weights.options());
+  if (needed[2]) {
+    d_weights = at::zeros_like(weights, at::MemoryFormat::Contiguous);
+    d_weights.view({-1}).index_copy_(0, slots, (d_a.to(at::kFloat) * a.to(at::kFloat)).sum(1));
+  }
+  return {needed[0] ? activation_backward(d_a * w, h, Activation::swiglu) : at::empty({0}, h.options()), d_weight,
+          d_weights};
+}
+
+Gradients combine_backward_by_kernel(const Tensor& d_y, const Tensor& h, const Tensor& weight, const Tensor& offsets,
+                                     const Tensor& weights, const Tensor& order, const Tensor& position,
+                                     Needed needed) {
+  const c10::cuda::CUDAGuard device(h.device());
+  if (!kernel_takes(takes(h, weight) && !is_alone(weight) && by_conv(weight) && d_y.scalar_type() == h.scalar_type()))
+    return combine_backward_by_torch(d_y, h, weight, offsets, weights, order, position, needed);
+  const Tensor w = weight.contiguous(), grad = readable(spread(d_y, order, position));
+  const Rows rows = rows_of(h, offsets);
+  const auto [d_h, a, d_weights] = gate_backward(grad, h.contiguous(), w, rows, {weights.contiguous(), order.contiguous()});
+  return {needed[0] ? d_h : at::empty({0}, h.options()), needed[1] ? weight_gradient(grad, a, w, rows) : at::empty({0}, w.options()),
+          needed[2] ? d_weights : at::empty({0}, weights.options())};
+}
+
+Gradients combine_backward_shapes(const Tensor&, const Tensor& h, const Tensor& weight, const Tensor&,
+                                  const Tensor& weights, const Tensor&, const Tensor&, Needed needed) {
+  const auto like = [](const Tensor& t, bool is_needed) {
+    return is_needed ? at::empty_symint(t.sym_sizes(), t.options()) : at::empty({0}, t.options());
+  };
+  return {like(h, needed[0]), like(weight, needed[1]), like(weights, needed[2])};
+}
+
+struct CombineBackward {
+  static constexpr const char* name = "moecod::grouped_swiglu_combine_backward";
+  using signature = Gradients(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                              const Tensor&, Needed);
+};
+
+/// Keeps h alone.
+struct CombineFunction : Function<CombineFunction> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& h, const Tensor& a, const Tensor& weight,
+                               const Tensor& offsets, const Tensor& weights, const Tensor& order,
+                               const Tensor& position) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({h, weight, offsets, weights, order, position});
+    ctx->set_materialize_grads(false);
+    const auto [y, rows] = call<operators::GroupedSwiGluCombine>(h, a, weight, offsets, weights, order, position);
+    return {y, rows};
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    Tensor d_h, d_weight, d_weights;
+    const auto add = [](Tensor& sum, const Tensor& term, bool needed) {
+      if (needed) sum = sum.defined() ? sum + term : term;
+    };
+    const bool for_h = ctx->needs_input_grad(0), for_weight = ctx->needs_input_grad(2);
+    if (grads[0].defined()) {
+      const Needed needed{for_h, for_weight, ctx->needs_input_grad(4)};
+      const auto [h, weight, weights] =
+          call<CombineBackward>(grads[0], saved[0], saved[1], saved[2], saved[3], saved[4], saved[5], needed);
+      add(d_h, h, needed[0]);
+      add(d_weight, weight, needed[1]);
+      add(d_weights, weights, needed[2]);
+    }
+    if (grads[1].defined()) {  // somebody looks at the rows themselves
+      const auto [h, weight, bias] = call<GroupedLinearBackward>(
+          grads[1], saved[0], saved[1], saved[2], std::string_view("swiglu"), Needed{for_h, for_weight, false});
+      add(d_h, h, for_h);
+      add(d_weight, weight, for_weight);
+    }
+    return {d_h, {}, d_weight, {}, d_weights, {}, {}};
+  }
+};
+
+Both combine_with_autograd(const Tensor& h, const Tensor& a, const Tensor& weight, const Tensor& offsets,
+                           const Tensor& weights, const Tensor& order, const Tensor& position) {
+  TORCH_CHECK(!a.requires_grad(), "moecod::grouped_swiglu_combine: a must be swiglu(h), without a gradient of its own");
+  const variable_list out = CombineFunction::apply(h, a, weight, offsets, weights, order, position);
+  return {out[0], out[1]};
+}
+
+Both combine_with_autocast(const Tensor& h, const Tensor& a, const Tensor& weight, const Tensor& offsets,
+                           const Tensor& weights, const Tensor& order, const Tensor& position) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCUDA);
+  const auto type = at::autocast::get_autocast_dtype(at::kCUDA);
+  const auto cast = [&](const Tensor& t) { return at::autocast::cached_cast(type, t, at::kCUDA); };
+  return call<operators::GroupedSwiGluCombine>(cast(h), cast(a), cast(weight), offsets, weights, order, position);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(moecod, m) {
+  m.def("grouped_swiglu(Tensor x, Tensor weight, Tensor offsets) -> Tensor");
+  m.def("grouped_swiglu_kept(Tensor x, Tensor weight, Tensor offsets) -> (Tensor h, Tensor a)");
+  m.def(
+      "grouped_swiglu_combine(Tensor h, Tensor a, Tensor weight, Tensor offsets, Tensor weights, Tensor order, "
+      "Tensor position) -> (Tensor y, Tensor rows)");
+  m.def(
+      "grouped_swiglu_combine_backward(Tensor d_y, Tensor h, Tensor weight, Tensor offsets, Tensor weights, Tensor order, "
+      "Tensor position, bool[3] needed) -> (Tensor d_h, Tensor d_weight, Tensor d_weights)");
+}
+
+TORCH_LIBRARY_IMPL(moecod, CompositeExplicitAutograd, m) { m.impl("grouped_swiglu_combine", &combine); }
+
+TORCH_LIBRARY_IMPL(moecod, CUDA, m) {
+  m.impl("grouped_swiglu", &swiglu_by_kernel);
+  m.impl("grouped_swiglu_kept", &swiglu_kept_by_kernel);
+  m.impl("grouped_swiglu_combine_backward", &combine_backward_by_kernel);
+}
+
+TORCH_LIBRARY_IMPL(moecod, CPU, m) {
+  m.impl("grouped_swiglu", &swiglu_by_torch);
+  m.impl("grouped_swiglu_kept", &swiglu_kept_by_torch);
+  m.impl("grouped_swiglu_combine_backward", &combine_backward_by_torch);
+}
+
+TORCH_LIBRARY_IMPL(moecod, Meta, m) {
+  m.impl("grouped_swiglu", &swiglu_shapes);
+  m.impl("grouped_swiglu_kept", &swiglu_kept_shapes);
+  m.impl("grouped_swiglu_combine_backward", &combine_backward_shapes);
+}
+
+TORCH_LIBRARY_IMPL(moecod, Autograd, m) {
+  m.impl("grouped_swiglu_kept", &swiglu_kept_with_autograd);
+  m.impl("grouped_swiglu_combine", &combine_with_autograd);
+  m.impl("grouped_swiglu", torch::autograd::autogradNotImplementedFallback());
+  m.impl("grouped_swiglu_combine_backward", torch::autograd::autogradNotImplementedFallback());
+}
+
+TORCH_LIBRARY_IMPL(moecod, AutocastCUDA, m) {
+  m.impl("grouped_swiglu", &swiglu_with_autocast<operators::GroupedSwiGlu>);
+  m.impl("grouped_swiglu_kept", &swiglu_with_autocast<operators::GroupedSwiGluKept>);
+  m.impl("grouped_swiglu_combine", &combine_with_autocast);
+}
+
+}  // namespace moecod::cuda
