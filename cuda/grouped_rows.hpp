@@ -14,6 +14,7 @@
 
 #include <array>
 #include <limits>
+#include <string_view>
 #include <tuple>
 
 #include "cuda/grouped_images.hpp"
@@ -57,7 +58,8 @@ inline bool is_alone(const Tensor& weight) { return weight.size(0) == 1; }
 inline bool takes(const Tensor& x, const Tensor& weight) {
   const int major = at::cuda::getCurrentDeviceProperties()->major;
   return x.scalar_type() == at::kBFloat16 && (is_alone(weight) || major == 9 || major == 10) && weight.size(1) % 8 == 0 &&
-         weight.size(2) % 8 == 0 && weight.size(0) < 1024 && x.numel() > 0 && x.numel() / x.size(-1) < std::numeric_limits<int32_t>::max() && aligned(x) && aligned(weight);
+         weight.size(2) % 8 == 0 && weight.size(0) < 1024 && x.numel() > 0 &&
+         x.numel() / x.size(-1) < std::numeric_limits<int32_t>::max() && aligned(x) && aligned(weight);
 }
 
 /// All items as rows of a matrix, sorted by expert.
@@ -140,10 +142,28 @@ inline Tensor activated(const Tensor& h, Activation activation, int64_t width) {
 /// How rows sorted by expert are combined: weights [N, S] float32 of their slots, and order [M] int32.
 struct Combined {
   Tensor weights, order;
+  bool learns = false;  // the gradient of the weights is needed
 };
 
+/// d_h of activation(h) from the gradient d_a of its result, and that result computed anew where it is wanted.
+inline std::tuple<Tensor, Tensor> through_activation(const Tensor& d_a, const Tensor& h, Activation activation,
+                                                     bool wants_a) {
+  const Tensor d_h = at::empty_like(h), a = wants_a ? at::empty_like(d_a) : Tensor();
+  C10_CUDA_CHECK(activate_backward({.d_a = d_a.const_data_ptr(),
+                                    .h = h.const_data_ptr(),
+                                    .rows = h.size(0),
+                                    .width = d_a.size(1),
+                                    .activation = kind(activation),
+                                    .type = kernel::Type::bfloat16,
+                                    .d_h = d_h.mutable_data_ptr(),
+                                    .a = wants_a ? a.mutable_data_ptr() : nullptr},
+                                   stream()));
+  return {d_h, a};
+}
+
 /// d_h of swiglu(h), and a computed anew, from the gradient of the layer that it goes into. With `by`, of a combination of
-/// that layer's rows, whose gradient `grad` is: a as large as it counts there, and the gradient of the weights.
+/// that layer's rows, whose gradient `grad` is: a as large as it counts there, and where they learn the gradient of the
+/// weights.
 inline std::tuple<Tensor, Tensor, Tensor> gate_backward(const Tensor& grad, const Tensor& h, const Tensor& weight,
                                                         const Rows& rows, const Combined& by = {}) {
   const Tensor d_h = at::empty_like(h), a = at::empty({h.size(0), weight.size(2)}, h.options());
@@ -158,11 +178,13 @@ inline std::tuple<Tensor, Tensor, Tensor> gate_backward(const Tensor& grad, cons
                          .a = a.mutable_data_ptr()};
   Tensor d_weights, partial;
   if (by.weights.defined()) {
+    arguments.weights = by.weights.const_data_ptr<float>();
+    arguments.order = by.order.const_data_ptr<int32_t>();
+  }
+  if (by.learns) {
     // Slots that no row has have no gradient.
     d_weights = by.order.numel() < by.weights.numel() ? at::zeros_like(by.weights) : at::empty_like(by.weights);
     partial = at::empty({conv_gate_parts(arguments), h.size(0)}, by.weights.options());
-    arguments.weights = by.weights.const_data_ptr<float>();
-    arguments.order = by.order.const_data_ptr<int32_t>();
     arguments.partial = partial.mutable_data_ptr<float>();
     arguments.d_weights = d_weights.mutable_data_ptr<float>();
   }

@@ -30,8 +30,9 @@ bool conv_takes(const kernel::ConvShape& shape);
 /// Positions a piece of Conv::moments, where y has so many channels and groups.each positions an image.
 int conv_piece(const kernel::Groups& groups, int channels);
 cudaError_t conv(const kernel::Conv& arguments, cudaStream_t stream);
-/// The number of float32 that ConvWeight::partial must hold.
+/// How many numbers a row Conv::partial has, for the gradient of weights.
 int conv_gate_parts(const kernel::Conv& arguments);
+/// The number of float32 that ConvWeight::partial must hold.
 cudaError_t conv_weight_partial(const kernel::ConvWeight& arguments, int64_t* size);
 cudaError_t conv_weight(const kernel::ConvWeight& arguments, cudaStream_t stream);
 

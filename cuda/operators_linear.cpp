@@ -2,10 +2,8 @@
 //
 // In bfloat16, with widths that are multiples of 8: on compute capability 9.0 by the convolution's kernels, of which a
 // linear layer is the case of one tap, and where those do not run (10.0, more than 256 experts) by at::_grouped_mm; the
-// offsets stay on the device. One expert alone has
-// LibTorch's dense products. Else expert by expert, which reads the offsets back and is counted.
+// offsets stay on the device. One expert alone has LibTorch's dense products. Else expert by expert, which reads the offsets back and is counted.
 #include <ATen/autocast_mode.h>
-#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/zeros.h>
@@ -147,18 +145,9 @@ Gradients linear_backward_by_kernel(const Tensor& grad, const Tensor& x, const T
     } else {
       d_x = product(g, w, rows, /*transposed=*/true);
       if (before != Activation::none) {
-        const Tensor d_a = d_x;
-        d_x = at::empty_like(h);
-        if (needed[1]) a = at::empty_like(d_a);
-        C10_CUDA_CHECK(activate_backward({.d_a = d_a.const_data_ptr(),
-                                          .h = h.const_data_ptr(),
-                                          .rows = h.size(0),
-                                          .width = d_a.size(1),
-                                          .activation = kind(before),
-                                          .type = kernel::Type::bfloat16,
-                                          .d_h = d_x.mutable_data_ptr(),
-                                          .a = a.defined() ? a.mutable_data_ptr() : nullptr},
-                                         stream()));
+        const auto [d_h, again] = through_activation(d_x, h, before, needed[1]);
+        d_x = d_h;
+        a = again;
       }
     }
     d_x = d_x.view(x.sizes());

@@ -134,30 +134,35 @@ Kept swiglu_kept_with_autograd(const Tensor& x, const Tensor& weight, const Tens
   return {out[0], out[1]};
 }
 
-
 // ------------------------------------------------------------------------------- the second layer and the combination
 
 using Both = std::tuple<Tensor, Tensor>;  // y, and the rows that it combines
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 
-void check_combine(const Tensor& h, const Tensor& weight, const Tensor& offsets, const Tensor& weights,
-                   const Tensor& order, const Tensor& position) {
+void check_swiglu_combine(const Tensor& h, const Tensor& a, const Tensor& weight, const Tensor& offsets,
+                          const Tensor& weights, const Tensor& order, const Tensor& position) {
   constexpr const char* name = "moecod::grouped_swiglu_combine";
   TORCH_CHECK(h.dim() == 2 && weight.dim() == 3 && h.sym_size(1) == 2 * weight.sym_size(2), name,
               ": h must be [M, 2 n] and weight [E, out, n], got ", h.sym_sizes(), " and ", weight.sym_sizes());
+  TORCH_CHECK(a.dim() == 2 && a.sym_size(0) == h.sym_size(0) && a.sym_size(1) == weight.sym_size(2), name,
+              ": a must be swiglu(h), [M, n], got ", a.sym_sizes(), " for h ", h.sym_sizes());
+  TORCH_CHECK(h.scalar_type() == weight.scalar_type() && a.scalar_type() == h.scalar_type(), name,
+              ": h, a and weight must have one type, got ", h.scalar_type(), ", ", a.scalar_type(), " and ",
+              weight.scalar_type());
   TORCH_CHECK(weights.dim() == 2 && weights.scalar_type() == at::kFloat && position.sym_sizes() == weights.sym_sizes() &&
                   position.scalar_type() == at::kInt,
               name, ": weights must be [N, S] float32 and position [N, S] int32, got ", weights.sym_sizes(), " ",
               weights.scalar_type(), " and ", position.sym_sizes(), " ", position.scalar_type());
-  TORCH_CHECK(order.dim() == 1 && order.sym_size(0) == h.sym_size(0) && order.scalar_type() == at::kInt, name,
-              ": order must be [M] = [", h.sym_size(0), "] int32, got ", order.sym_sizes(), " ", order.scalar_type());
+  TORCH_CHECK(order.dim() == 1 && order.sym_size(0) == h.sym_size(0) && order.sym_numel() <= weights.sym_numel() &&
+                  order.scalar_type() == at::kInt,
+              name, ": order must be [M] = [", h.sym_size(0), "] int32, of at most N S slots, got ", order.sym_sizes(), " ", order.scalar_type());
   check_offsets(name, offsets, weight.sym_size(0));
-  check_devices(name, h, {weight, offsets, weights, order, position});
+  check_devices(name, h, {a, weight, offsets, weights, order, position});
 }
 
-Both combine(const Tensor& h, const Tensor& a, const Tensor& weight, const Tensor& offsets, const Tensor& weights,
+Both swiglu_combine(const Tensor& h, const Tensor& a, const Tensor& weight, const Tensor& offsets, const Tensor& weights,
              const Tensor& order, const Tensor& position) {
-  check_combine(h, weight, offsets, weights, order, position);
+  check_swiglu_combine(h, a, weight, offsets, weights, order, position);
   const Tensor rows = call<operators::GroupedLinear>(h, weight, std::nullopt, offsets, "swiglu", std::optional(a));
   return {call<operators::Combine>(rows, weights, order, position), rows};
 }
@@ -167,41 +172,56 @@ Tensor spread(const Tensor& d_y, const Tensor& order, const Tensor& position) {
   return call<operators::Gather>(d_y, order, position, c10::SymInt(0));
 }
 
+/// The gradient of the slots' weights from what the rows make of d_y.
+Tensor weights_gradient(const Tensor& d_a, const Tensor& a, const Tensor& weights, const Tensor& slots) {
+  const Tensor out = at::zeros_like(weights, at::MemoryFormat::Contiguous);
+  out.view({-1}).index_copy_(0, slots, (d_a.to(at::kFloat) * a.to(at::kFloat)).sum(1));
+  return out;
+}
+
 /// d_h, d_weight, d_weights.
-Gradients combine_backward_by_torch(const Tensor& d_y, const Tensor& h, const Tensor& weight, const Tensor& offsets,
+Gradients swiglu_combine_backward_by_torch(const Tensor& d_y, const Tensor& h, const Tensor& weight, const Tensor& offsets,
                                     const Tensor& weights, const Tensor& order, const Tensor& position, Needed needed) {
   const Tensor grad = spread(d_y, order, position), slots = order.to(at::kLong);
   const Tensor a = layers::activate(h, Activation::swiglu), d_a = at::empty_like(a);
   const Tensor w = at::index_select(weights.reshape({-1}), 0, slots).unsqueeze(1).to(h.scalar_type());
-  const Tensor d_weight = needed[1] ? at::zeros_like(weight) : at::empty({0}, weight.options());
+  const Tensor d_weight = needed[1] ? at::zeros_like(weight, at::MemoryFormat::Contiguous) : at::empty({0}, weight.options());
   each_expert(h, offsets, [&](int64_t e, int64_t begin, int64_t end) {
     const Tensor rows = grad.slice(0, begin, end);
     d_a.slice(0, begin, end).copy_(rows.matmul(weight[e]));
     if (needed[1]) d_weight[e].copy_(rows.t().matmul((a * w).slice(0, begin, end)));
   });
-  Tensor d_weights = at::empty({0}, weights.options());
-  if (needed[2]) {
-    d_weights = at::zeros_like(weights, at::MemoryFormat::Contiguous);
-    d_weights.view({-1}).index_copy_(0, slots, (d_a.to(at::kFloat) * a.to(at::kFloat)).sum(1));
-  }
   return {needed[0] ? activation_backward(d_a * w, h, Activation::swiglu) : at::empty({0}, h.options()), d_weight,
-          d_weights};
+          needed[2] ? weights_gradient(d_a, a, weights, slots) : at::empty({0}, weights.options())};
 }
 
-Gradients combine_backward_by_kernel(const Tensor& d_y, const Tensor& h, const Tensor& weight, const Tensor& offsets,
+/// The same in the gate's own kernel, or by a dense or grouped product and passes over what it gives.
+Gradients swiglu_combine_backward_by_kernel(const Tensor& d_y, const Tensor& h, const Tensor& weight, const Tensor& offsets,
                                      const Tensor& weights, const Tensor& order, const Tensor& position,
                                      Needed needed) {
   const c10::cuda::CUDAGuard device(h.device());
-  if (!kernel_takes(takes(h, weight) && !is_alone(weight) && by_conv(weight) && d_y.scalar_type() == h.scalar_type()))
-    return combine_backward_by_torch(d_y, h, weight, offsets, weights, order, position, needed);
-  const Tensor w = weight.contiguous(), grad = readable(spread(d_y, order, position));
+  if (!kernel_takes(takes(h, weight)))
+    return swiglu_combine_backward_by_torch(d_y, h, weight, offsets, weights, order, position, needed);
+  const Tensor w = weight.contiguous(), grad = readable(spread(d_y, order, position)), before = flat(h);
   const Rows rows = rows_of(h, offsets);
-  const auto [d_h, a, d_weights] = gate_backward(grad, h.contiguous(), w, rows, {weights.contiguous(), order.contiguous()});
-  return {needed[0] ? d_h : at::empty({0}, h.options()), needed[1] ? weight_gradient(grad, a, w, rows) : at::empty({0}, w.options()),
+  Tensor d_h, a, d_weights = at::empty({0}, weights.options());
+  if (by_conv(w) && !is_alone(w)) {
+    std::tie(d_h, a, d_weights) =
+        gate_backward(grad, before, w, rows, {weights.contiguous(), order.contiguous(), needed[2]});
+  } else {
+    const Tensor d_a = product(grad, w, rows, /*transposed=*/true), slots = order.to(at::kLong);
+    std::tie(d_h, a) = through_activation(d_a, before, Activation::swiglu, /*wants_a=*/true);
+    if (needed[2]) d_weights = weights_gradient(d_a, a, weights, slots);
+    const Tensor of_rows = at::index_select(weights.reshape({-1}), 0, slots).unsqueeze(1).to(h.scalar_type());
+    d_h.mul_(of_rows);
+    a.mul_(of_rows);
+  }
+  return {needed[0] ? d_h : at::empty({0}, h.options()),
+          needed[1] ? weight_gradient(grad, a, w, rows) : at::empty({0}, w.options()),
           needed[2] ? d_weights : at::empty({0}, weights.options())};
 }
 
-Gradients combine_backward_shapes(const Tensor&, const Tensor& h, const Tensor& weight, const Tensor&,
+Gradients swiglu_combine_backward_shapes(const Tensor&, const Tensor& h, const Tensor& weight, const Tensor&,
                                   const Tensor& weights, const Tensor&, const Tensor&, Needed needed) {
   const auto like = [](const Tensor& t, bool is_needed) {
     return is_needed ? at::empty_symint(t.sym_sizes(), t.options()) : at::empty({0}, t.options());
@@ -209,14 +229,14 @@ Gradients combine_backward_shapes(const Tensor&, const Tensor& h, const Tensor& 
   return {like(h, needed[0]), like(weight, needed[1]), like(weights, needed[2])};
 }
 
-struct CombineBackward {
+struct SwiGluCombineBackward {
   static constexpr const char* name = "moecod::grouped_swiglu_combine_backward";
   using signature = Gradients(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                               const Tensor&, Needed);
 };
 
 /// Keeps h alone.
-struct CombineFunction : Function<CombineFunction> {
+struct SwiGluCombineFunction : Function<SwiGluCombineFunction> {
   static variable_list forward(AutogradContext* ctx, const Tensor& h, const Tensor& a, const Tensor& weight,
                                const Tensor& offsets, const Tensor& weights, const Tensor& order,
                                const Tensor& position) {
@@ -236,7 +256,7 @@ struct CombineFunction : Function<CombineFunction> {
     if (grads[0].defined()) {
       const Needed needed{for_h, for_weight, ctx->needs_input_grad(4)};
       const auto [h, weight, weights] =
-          call<CombineBackward>(grads[0], saved[0], saved[1], saved[2], saved[3], saved[4], saved[5], needed);
+          call<SwiGluCombineBackward>(grads[0], saved[0], saved[1], saved[2], saved[3], saved[4], saved[5], needed);
       add(d_h, h, needed[0]);
       add(d_weight, weight, needed[1]);
       add(d_weights, weights, needed[2]);
@@ -251,14 +271,14 @@ struct CombineFunction : Function<CombineFunction> {
   }
 };
 
-Both combine_with_autograd(const Tensor& h, const Tensor& a, const Tensor& weight, const Tensor& offsets,
+Both swiglu_combine_with_autograd(const Tensor& h, const Tensor& a, const Tensor& weight, const Tensor& offsets,
                            const Tensor& weights, const Tensor& order, const Tensor& position) {
   TORCH_CHECK(!a.requires_grad(), "moecod::grouped_swiglu_combine: a must be swiglu(h), without a gradient of its own");
-  const variable_list out = CombineFunction::apply(h, a, weight, offsets, weights, order, position);
+  const variable_list out = SwiGluCombineFunction::apply(h, a, weight, offsets, weights, order, position);
   return {out[0], out[1]};
 }
 
-Both combine_with_autocast(const Tensor& h, const Tensor& a, const Tensor& weight, const Tensor& offsets,
+Both swiglu_combine_with_autocast(const Tensor& h, const Tensor& a, const Tensor& weight, const Tensor& offsets,
                            const Tensor& weights, const Tensor& order, const Tensor& position) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCUDA);
   const auto type = at::autocast::get_autocast_dtype(at::kCUDA);
@@ -279,29 +299,29 @@ TORCH_LIBRARY_FRAGMENT(moecod, m) {
       "Tensor position, bool[3] needed) -> (Tensor d_h, Tensor d_weight, Tensor d_weights)");
 }
 
-TORCH_LIBRARY_IMPL(moecod, CompositeExplicitAutograd, m) { m.impl("grouped_swiglu_combine", &combine); }
+TORCH_LIBRARY_IMPL(moecod, CompositeExplicitAutograd, m) { m.impl("grouped_swiglu_combine", &swiglu_combine); }
 
 TORCH_LIBRARY_IMPL(moecod, CUDA, m) {
   m.impl("grouped_swiglu", &swiglu_by_kernel);
   m.impl("grouped_swiglu_kept", &swiglu_kept_by_kernel);
-  m.impl("grouped_swiglu_combine_backward", &combine_backward_by_kernel);
+  m.impl("grouped_swiglu_combine_backward", &swiglu_combine_backward_by_kernel);
 }
 
 TORCH_LIBRARY_IMPL(moecod, CPU, m) {
   m.impl("grouped_swiglu", &swiglu_by_torch);
   m.impl("grouped_swiglu_kept", &swiglu_kept_by_torch);
-  m.impl("grouped_swiglu_combine_backward", &combine_backward_by_torch);
+  m.impl("grouped_swiglu_combine_backward", &swiglu_combine_backward_by_torch);
 }
 
 TORCH_LIBRARY_IMPL(moecod, Meta, m) {
   m.impl("grouped_swiglu", &swiglu_shapes);
   m.impl("grouped_swiglu_kept", &swiglu_kept_shapes);
-  m.impl("grouped_swiglu_combine_backward", &combine_backward_shapes);
+  m.impl("grouped_swiglu_combine_backward", &swiglu_combine_backward_shapes);
 }
 
 TORCH_LIBRARY_IMPL(moecod, Autograd, m) {
   m.impl("grouped_swiglu_kept", &swiglu_kept_with_autograd);
-  m.impl("grouped_swiglu_combine", &combine_with_autograd);
+  m.impl("grouped_swiglu_combine", &swiglu_combine_with_autograd);
   m.impl("grouped_swiglu", torch::autograd::autogradNotImplementedFallback());
   m.impl("grouped_swiglu_combine_backward", torch::autograd::autogradNotImplementedFallback());
 }
@@ -309,7 +329,7 @@ TORCH_LIBRARY_IMPL(moecod, Autograd, m) {
 TORCH_LIBRARY_IMPL(moecod, AutocastCUDA, m) {
   m.impl("grouped_swiglu", &swiglu_with_autocast<operators::GroupedSwiGlu>);
   m.impl("grouped_swiglu_kept", &swiglu_with_autocast<operators::GroupedSwiGluKept>);
-  m.impl("grouped_swiglu_combine", &combine_with_autocast);
+  m.impl("grouped_swiglu_combine", &swiglu_combine_with_autocast);
 }
 
 }  // namespace moecod::cuda

@@ -75,10 +75,11 @@ TEST(Block, AgreesWithTheCpu_CUDA) {
 
 /// A training step of a mixture in bfloat16 with dispatch::Grouped: the host never waits, and no operator falls back.
 template <class Router, class Expert>
-void steps_without_waiting(const at::Tensor& x0) {
+void steps_without_waiting(const at::Tensor& x0, int64_t hidden = 0) {
   using Mine = Mixture<Router, Replicated<Expert, 6>, select::TopK<2>, balance::LossFree, dispatch::Grouped>;
   typename Mine::Options options;
   options.router.channels = options.experts.channels = x0.size(1);
+  if constexpr (requires { options.experts.hidden; }) options.experts.hidden = hidden;
   Mine mixture(options);
   mixture.to(at::kCUDA);
   const at::Tensor x = x0.cuda().set_requires_grad(true), seed = at::ones_like(x, at::kBFloat16);
@@ -104,6 +105,7 @@ TEST(Block, ATrainingStepWithGroupedDoesNotWaitForTheDevice_CUDA) {
   torch::manual_seed(1);
   steps_without_waiting<router::Position, expert::Mlp<>>(at::randn({300, 64}));
   steps_without_waiting<router::Position, expert::SwiGlu<>>(at::randn({300, 64}));
+  steps_without_waiting<router::Position, expert::SwiGlu<>>(at::randn({300, 64}), /*hidden=*/40);
   steps_without_waiting<router::GlobalPool, expert::Conv<>>(at::randn({7, 64, 14, 14}));
 }
 

@@ -40,7 +40,8 @@ class SwiGlu : public torch::nn::Module {
     return down_->forward(h, group, layers::Activation::swiglu, a);
   }
 
-  /// Where gradients are recorded and an operator does both at once: what a combination by weights [N, S], of the slots
+  /// Where an operator does both at once and that pays (d >= n; else what it adds to the gate's
+  /// backward pass takes longer than to read the rows): what a combination by weights [N, S], of the slots
   /// that order and position name (moecod::Plan), makes of the rows forward(x, group), and these rows. The gradient of the
   /// weights then needs no rows.
   std::optional<std::pair<at::Tensor, at::Tensor>> forward_and_combine(const at::Tensor& x,
@@ -51,7 +52,9 @@ class SwiGlu : public torch::nn::Module {
     requires(Layers::stacked)
   {
     const auto* both = layers::find_grouped<operators::GroupedSwiGluCombine>(x, group);
-    if (!both || !at::GradMode::is_enabled() || x.dim() != 2 || weights.scalar_type() != at::kFloat) return {};
+    if (!both || x.dim() != 2 || weights.scalar_type() != at::kFloat ||
+        down_->weight.size(-2) < down_->weight.size(-1))
+      return {};
     const auto [h, a] = up_->forward_swiglu_kept(x, group);
     const auto [y, rows] = both->call(h, a, down_->weight, group.offsets, weights, order, position);
     return std::pair(y, rows);

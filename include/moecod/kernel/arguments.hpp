@@ -200,8 +200,8 @@ struct Conv {
   void* a = nullptr;             ///< gated and transposed: [M, H, W, in]
   const float* weights = nullptr;  ///< gated and transposed, of rows: [slots] or null
   const int32_t* order = nullptr;  ///< with weights: [M], each row's slot
-  float* partial = nullptr;        ///< with weights: [conv_gate_parts(), M]
-  float* d_weights = nullptr;      ///< with weights: [slots]; slots that no row has are left alone
+  float* partial = nullptr;        ///< with weights: [conv_gate_parts(), M], or null where d_weights is not needed
+  float* d_weights = nullptr;      ///< with partial: [slots]; slots that no row has are left alone
   /// Mean, and sum of squares about it, of each channel over each piece of conv_piece() positions of one
   /// expert, [pieces, 2, channels]; or null.
   float* moments = nullptr;

@@ -87,7 +87,7 @@ __device__ __forceinline__ void conv_load(const ConvMaps& maps, const ConvWork& 
         load_half(0, for_this);
         load_half(1, for_this);
       }
-      if constexpr (Kind == ConvKind::gate_backward && is_staged<Tuning>(Kind)) {
+      if constexpr (is_gate_backward(Kind) && is_staged<Tuning>(Kind)) {
         // Asks for h ahead of gate_move, whose stage is busy; a few boxes a step, so that the loads do not wait for it.
         constexpr int boxes = 4 * Tuning::columns;
         const int each = (boxes + steps - 1) / steps;
@@ -166,9 +166,9 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
     hopper::Ring<Tuning::stages> ring;
     [[maybe_unused]] uint32_t turn = 0;
     for (int number = blockIdx.x / 2; number < tiles; number += gridDim.x / 2) {
-      [[maybe_unused]] GateWeights weights;
-      if constexpr (Kind == ConvKind::gate_backward)
-        weights = GateWeights(work, conv_tile(table, work, channels, number, rank));
+      [[maybe_unused]] GateBackward<Kind> backward;
+      if constexpr (Kind == ConvKind::gate_backward_weighted)
+        backward.start(work, conv_tile(table, work, channels, number, rank));
 #pragma unroll
       for (int i = 0; i < Tuning::rows; ++i) hopper::settle(sums[i]);
       int before = 0;
@@ -196,17 +196,17 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
       }
       const ConvTile tile = conv_tile(table, work, channels, number, rank);
       [[maybe_unused]] GateOperands<Tuning> operands{work, tile, {}, {}};
-      if constexpr (Kind == ConvKind::gate_backward && !is_staged<Tuning>(Kind)) operands.start();
+      if constexpr (is_gate_backward(Kind) && !is_staged<Tuning>(Kind)) operands.start();
       hopper::multiply_wait<0>();
 #pragma unroll
       for (int i = 0; i < Tuning::rows; ++i) hopper::settle(sums[i]);
       release(before);
       if constexpr (is_staged<Tuning>(Kind))
-        gate_finish<Tuning, Kind>(work, tile, sums, rest, gate, turn++ & 1, weights);
+        gate_finish<Tuning, Kind>(work, tile, sums, rest, gate, turn++ & 1, backward);
       else if constexpr (Kind == ConvKind::gated_kept)
         gate_finish_kept<Tuning>(work, tile, sums);
-      else if constexpr (Kind == ConvKind::gate_backward)
-        gate_finish_backward<Tuning>(sums, operands, weights);
+      else if constexpr (is_gate_backward(Kind))
+        gate_finish_backward<Tuning, Kind>(sums, operands, backward);
       else
         conv_finish<Tuning, Kind>(work, tile, sums, rest);
     }
@@ -270,9 +270,9 @@ cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
   work.down = s.dilation[0];
   work.out_width = a.transposed ? s.width : s.out_width();
   work.rows_alone = s.taps() == 1;
-  work.y = static_cast<__nv_bfloat16*>(Kind == ConvKind::gate_backward ? a.a : a.y);
-  work.h = static_cast<__nv_bfloat16*>(Kind == ConvKind::gate_backward ? a.y : a.h);
-  work.kept = Kind == ConvKind::gate_backward ? static_cast<const __nv_bfloat16*>(a.h) : nullptr;
+  work.y = static_cast<__nv_bfloat16*>(is_gate_backward(Kind) ? a.a : a.y);
+  work.h = static_cast<__nv_bfloat16*>(is_gate_backward(Kind) ? a.y : a.h);
+  work.kept = is_gate_backward(Kind) ? static_cast<const __nv_bfloat16*>(a.h) : nullptr;
   work.weights = a.weights;
   work.order = a.order;
   work.partial = a.partial;
@@ -303,7 +303,7 @@ cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
     if (const cudaError_t error = matrix(&maps.a, work.y, 1)) return error;
     if (Kind != ConvKind::gated)
       if (const cudaError_t error = matrix(&maps.d_h, work.h, 2)) return error;
-    if (Kind == ConvKind::gate_backward)
+    if (is_gate_backward(Kind))
       if (const cudaError_t error = matrix(&maps.h, a.h, 2)) return error;
   }
   int processors = 0;
@@ -353,42 +353,48 @@ inline int conv_piece(const Groups& groups, int channels) {
 
 namespace detail {
 
-/// Whether tiles of a gate are the products' own, for which no stage is left in shared memory.
+/// The tiles of kinds with a gate, by the length of the products' sums: with long ones no stage is left in shared memory.
+using LongGate = ConvTuning<1, 4, 4>;
+using GateBack = ConvTuning<1, 2, 4>;
+using GateKept = ConvTuning<1, 2, 5>;
 inline bool has_long_sums(const Conv& a) { return (a.transposed ? a.shape.out : a.shape.in) > 1024; }
+
+template <ConvKind Kind>
+cudaError_t launch_gate_backward(const Conv& a, cudaStream_t stream) {
+  return has_long_sums(a) ? launch_conv<LongGate, Kind>(a, stream) : launch_conv<GateBack, Kind>(a, stream);
+}
 
 }  // namespace detail
 
-/// Parts of the gradients of weights.
+/// Parts of the gradients of weights: Conv::partial has so many numbers a row.
 inline int conv_gate_parts(const Conv& a) {
-  const int channels = detail::has_long_sums(a) ? 256 : 128;
+  const int channels = detail::has_long_sums(a) ? detail::LongGate::channels : detail::GateBack::channels;
   return (a.shape.in + channels - 1) / channels;
 }
 
-/// One launch; with weights two.
+/// One launch; for gradients of weights two.
 inline cudaError_t conv(const Conv& a, cudaStream_t stream) {
   if (a.groups.rows == 0) return cudaSuccess;
-  using detail::ConvKind, detail::ConvTuning, detail::launch_conv;
+  using namespace detail;
+  if (a.gated && a.transposed && !a.weights) return launch_gate_backward<ConvKind::gate_backward>(a, stream);
   if (a.gated && a.transposed) {
-    if (const cudaError_t error = detail::has_long_sums(a)
-                                      ? launch_conv<ConvTuning<1, 4, 4>, ConvKind::gate_backward>(a, stream)
-                                      : launch_conv<ConvTuning<1, 2, 4>, ConvKind::gate_backward>(a, stream);
-        error || !a.weights)
-      return error;
+    const cudaError_t error = launch_gate_backward<ConvKind::gate_backward_weighted>(a, stream);
+    if (error || !a.partial) return error;
     const int64_t rows = a.groups.items();
-    detail::add_weight_parts<<<static_cast<unsigned>((rows + 255) / 256), 256, 0, stream>>>(
-        a.partial, conv_gate_parts(a), rows, a.order, a.d_weights);
+    add_weight_parts<<<static_cast<unsigned>((rows + 255) / 256), 256, 0, stream>>>(a.partial, conv_gate_parts(a), rows,
+                                                                                   a.order, a.d_weights);
     return cudaGetLastError();
   }
   if (a.gated && a.h)
-    return detail::has_long_sums(a) ? launch_conv<ConvTuning<1, 4, 4>, ConvKind::gated_kept>(a, stream)
-                   : launch_conv<ConvTuning<1, 2, 5>, ConvKind::gated_kept>(a, stream);
-  if (a.gated) return launch_conv<ConvTuning<1, 4, 4>, ConvKind::gated>(a, stream);
+    return has_long_sums(a) ? launch_conv<LongGate, ConvKind::gated_kept>(a, stream)
+                            : launch_conv<GateKept, ConvKind::gated_kept>(a, stream);
+  if (a.gated) return launch_conv<LongGate, ConvKind::gated>(a, stream);
   Groups out = a.groups;
-  out.each = detail::conv_positions(a);
-  return detail::with_conv_tuning(out, a.transposed ? a.shape.in : a.shape.out, [&](auto tuning) {
+  out.each = conv_positions(a);
+  return with_conv_tuning(out, a.transposed ? a.shape.in : a.shape.out, [&](auto tuning) {
     using Tuning = decltype(tuning);
-    return a.transposed ? detail::launch_conv<Tuning, detail::ConvKind::transposed>(a, stream)
-                        : detail::launch_conv<Tuning, detail::ConvKind::plain>(a, stream);
+    return a.transposed ? launch_conv<Tuning, ConvKind::transposed>(a, stream)
+                        : launch_conv<Tuning, ConvKind::plain>(a, stream);
   });
 }
 

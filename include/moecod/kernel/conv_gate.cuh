@@ -26,35 +26,46 @@ MOECOD_HOST_DEVICE constexpr bool is_staged(ConvKind kind) {
 template <class Tuning, ConvKind Kind>
 struct GateStage {
   static_assert(Tuning::rows == 1);
-  static constexpr int blocks = Kind == ConvKind::gate_backward ? Tuning::columns : Tuning::columns / 2;  // a matrix
+  static constexpr int blocks = is_gate_backward(Kind) ? Tuning::columns : Tuning::columns / 2;  // a matrix
   static constexpr bool keeps = Kind != ConvKind::gated;                                                  // has g and u
   static constexpr uint32_t block = 128 * 128, a_at = keeps ? 2 * blocks * block : 0, bytes = a_at + blocks * block;
 };
 
 #if MOECOD_HOPPER_CODE
 
-/// The weights of a lane's two rows of a tile, and what it has of their gradients.
-struct GateWeights {
-  float weight[2]{1, 1}, gradient[2]{0, 0};
+/// The gate's backward pass of a lane's two rows of a tile.
+template <ConvKind Kind>
+struct GateBackward {
+  __device__ __forceinline__ void start(const ConvWork&, const ConvTile&) {}
+  __device__ __forceinline__ void operator()(int, float d, float g, float u, float& a, float& d_g, float& d_u) {
+    SwiGlu::backward(d, g, u, a, d_g, d_u);
+  }
+  __device__ __forceinline__ void store(const ConvWork&, const ConvTile&, int) {}
+};
 
-  GateWeights() = default;
+/// The same where the rows count by weights: d_g, d_u and a by as much, and the gradients of the weights are sums of d a.
+template <>
+struct GateBackward<ConvKind::gate_backward_weighted> {
+  float weight[2], gradient[2];
+
   __device__ static int row(int half) { return threadIdx.x / 32 * 16 + 8 * half + threadIdx.x % 32 / 4; }
 
   /// Two reads, one after the other: before the products.
-  __device__ __forceinline__ GateWeights(const ConvWork& work, const ConvTile& tile) {
-    if (!work.weights) return;
+  __device__ __forceinline__ void start(const ConvWork& work, const ConvTile& tile) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half)
-      if (row(half) < tile.rows()) weight[half] = work.weights[work.order[tile.piece.begin + row(half)]];
+    for (int half = 0; half < 2; ++half) {
+      const bool inside = row(half) < tile.rows();
+      weight[half] = inside ? work.weights[work.order[tile.piece.begin + row(half)]] : 0;
+      gradient[half] = 0;
+    }
   }
-  /// From the gradient d of what becomes of a: a counts its weight, d_g and d_u with it.
-  __device__ __forceinline__ void backward(int half, float d, float g, float u, float& a, float& d_g, float& d_u) {
+  __device__ __forceinline__ void operator()(int half, float d, float g, float u, float& a, float& d_g, float& d_u) {
     SwiGlu::backward(weight[half] * d, g, u, a, d_g, d_u);
     gradient[half] += d * a;
     a *= weight[half];
   }
   __device__ __forceinline__ void store(const ConvWork& work, const ConvTile& tile, int channels) {
-    if (!work.weights) return;
+    if (!work.partial) return;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       gradient[half] += __shfl_xor_sync(whole_warp, gradient[half], 1);
@@ -80,7 +91,7 @@ __device__ __forceinline__ void gate_move(const ConvMaps& maps, const ConvWork& 
     return conv_tile(table, work, 64 * Stage::blocks, number, rank);
   };
   const auto prepare = [&](const ConvTile& tile, int b) {
-    if constexpr (Kind == ConvKind::gate_backward) {
+    if constexpr (is_gate_backward(Kind)) {
       hopper::barrier_expect(&barriers.ready[b], 2 * Stage::block);
 #pragma unroll
       for (int i = 0; i < 4; ++i)
@@ -148,7 +159,7 @@ __device__ __forceinline__ void gate_store_rows(const ConvWork& work, const Conv
 template <class Tuning, ConvKind Kind>
 __device__ __forceinline__ void gate_finish(const ConvWork& work, const ConvTile& tile,
                                             const float (&sums)[Tuning::rows][32 * Tuning::columns], uint8_t* stage,
-                                            GateBarriers& barriers, uint32_t parity, GateWeights& weights) {
+                                            GateBarriers& barriers, uint32_t parity, GateBackward<Kind>& backward) {
   using Stage = GateStage<Tuning, Kind>;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
@@ -165,11 +176,11 @@ __device__ __forceinline__ void gate_finish(const ConvWork& work, const ConvTile
         auto& a = *reinterpret_cast<uint32_t*>(here + Stage::a_at);
         const int k = 32 * b + 4 * j + 2 * half;
         const float x = sums[0][k], y = sums[0][k + 1];
-        if constexpr (Kind == ConvKind::gate_backward) {
+        if constexpr (is_gate_backward(Kind)) {
           const float2 gs = unpack(g), us = unpack(u);
           float2 as, d_g, d_u;
-          weights.backward(half, x, gs.x, us.x, as.x, d_g.x, d_u.x);
-          weights.backward(half, y, gs.y, us.y, as.y, d_g.y, d_u.y);
+          backward(half, x, gs.x, us.x, as.x, d_g.x, d_u.x);
+          backward(half, y, gs.y, us.y, as.y, d_g.y, d_u.y);
           g = pack(d_g.x, d_g.y);
           u = pack(d_u.x, d_u.y);
           a = pack(as.x, as.y);
@@ -188,7 +199,7 @@ __device__ __forceinline__ void gate_finish(const ConvWork& work, const ConvTile
     __syncwarp();
     if (lane == 0) hopper::barrier_arrive(&barriers.staged[b]);
   }
-  if constexpr (Kind == ConvKind::gate_backward) weights.store(work, tile, 64 * Stage::blocks);
+  if constexpr (is_gate_backward(Kind)) backward.store(work, tile, 64 * Stage::blocks);
 }
 
 /// Where a lane's vector of eight channels of a and of g lies, for 32 channels a chunk and every eighth row a half; u is
@@ -258,9 +269,9 @@ struct GateOperands {
 };
 
 /// A worker's part of a tile of long sums, rounded, and the gate's backward pass, from registers.
-template <class Tuning>
+template <class Tuning, ConvKind Kind>
 __device__ __forceinline__ void gate_finish_backward(const float (&sums)[Tuning::rows][32 * Tuning::columns],
-                                                     GateOperands<Tuning>& operands, GateWeights& weights) {
+                                                     GateOperands<Tuning>& operands, GateBackward<Kind>& backward) {
   const ConvWork& work = operands.work;
 #pragma unroll
   for (int i = 0; i < operands.all; ++i) {
@@ -279,8 +290,8 @@ __device__ __forceinline__ void gate_finish_backward(const float (&sums)[Tuning:
     for (int j = 0; j < 4; ++j) {
       const float2 ds = unpack(d[j]), gs = unpack(g[j]), us = unpack(u[j]);
       float2 as, d_gs, d_us;
-      weights.backward(i % 2, ds.x, gs.x, us.x, as.x, d_gs.x, d_us.x);
-      weights.backward(i % 2, ds.y, gs.y, us.y, as.y, d_gs.y, d_us.y);
+      backward(i % 2, ds.x, gs.x, us.x, as.x, d_gs.x, d_us.x);
+      backward(i % 2, ds.y, gs.y, us.y, as.y, d_gs.y, d_us.y);
       d_g[j] = pack(d_gs.x, d_gs.y);
       d_u[j] = pack(d_us.x, d_us.y);
       a[j] = pack(as.x, as.y);
@@ -290,7 +301,7 @@ __device__ __forceinline__ void gate_finish_backward(const float (&sums)[Tuning:
     store(work.h + place.g + work.out, d_u);
     store(work.y + place.a, a);
   }
-  weights.store(work, operands.tile, Tuning::channels);
+  backward.store(work, operands.tile, Tuning::channels);
 }
 
 #endif

@@ -6,11 +6,16 @@
 namespace moecod::kernel::detail {
 
 /// What becomes of the sums: y; the same with the weights' tiles read across; with columns in pairs, silu(first) *
-/// second, alone or with its operands; or, read across, what the gate's backward pass makes of them.
-enum class ConvKind { plain, transposed, gated, gated_kept, gate_backward };
+/// second, alone or with its operands; or, read across, what the gate's backward pass makes of them, for rows that count
+/// as they are or by weights that learn.
+enum class ConvKind { plain, transposed, gated, gated_kept, gate_backward, gate_backward_weighted };
+
+MOECOD_HOST_DEVICE constexpr bool is_gate_backward(ConvKind kind) {
+  return kind == ConvKind::gate_backward || kind == ConvKind::gate_backward_weighted;
+}
 
 MOECOD_HOST_DEVICE constexpr bool reads_across(ConvKind kind) {
-  return kind == ConvKind::transposed || kind == ConvKind::gate_backward;
+  return kind == ConvKind::transposed || is_gate_backward(kind);
 }
 MOECOD_HOST_DEVICE constexpr bool has_pairs(ConvKind kind) {
   return kind == ConvKind::gated || kind == ConvKind::gated_kept;
@@ -52,9 +57,9 @@ struct ConvWork {
   __nv_bfloat16* y;  // with a gate: a
   __nv_bfloat16* h;  // gated_kept: h; gate_backward: d_h
   const __nv_bfloat16* kept;  // gate_backward: h
-  const float* weights;       // gate_backward: of slots, or null
-  const int32_t* order;       // with weights: each row's slot
-  float* partial;             // with weights: their gradients, of each column of tiles
+  const float* weights;       // gate_backward_weighted: of slots
+  const int32_t* order;       // gate_backward_weighted: each row's slot
+  float* partial;             // gate_backward_weighted: the weights' gradients of each column of tiles, or null
   float* moments;
 };
 

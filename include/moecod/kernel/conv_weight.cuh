@@ -319,7 +319,7 @@ cudaError_t with_conv_weight_tuning(ConvWeightWork work, F&& f) {
     const auto most = static_cast<int>(std::max<int64_t>(2 * processors / tiles + 1, 16));
     for (int pieces = 1, last = 0; pieces <= most; ++pieces) {
       cut<Tuning>(work, processors, pieces);
-      if (work.piece == last) break;
+      if (work.piece == last) continue;
       last = work.piece;
       const int64_t cost = conv_weight_cost<Tuning>(work, processors);
       if (cost >= least) continue;

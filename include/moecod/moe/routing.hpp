@@ -154,7 +154,8 @@ struct Plan {
   int64_t assignments() const { return order.size(0); }
 
   /// The row of each sorted assignment, [M] int64.
-  at::Tensor rows() const { return order.to(at::kLong).floor_divide(slots); }
+  at::Tensor rows() const { return rows_of(order, slots); }
+  static at::Tensor rows_of(const at::Tensor& order, int64_t slots) { return order.to(at::kLong).floor_divide(slots); }
 };
 
 }  // namespace moecod

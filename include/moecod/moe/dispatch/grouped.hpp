@@ -18,7 +18,7 @@ struct Grouped {
   static auto run(Experts& experts, const X& x, const Routing& routing) {
     const Plan plan(routing);
     typename Experts::template parts<X> part;
-    part.rows = Later([order = plan.order, slots = plan.slots] { return order.to(at::kLong).floor_divide(slots); });
+    part.rows = Later([order = plan.order, slots = plan.slots] { return Plan::rows_of(order, slots); });
     part.weights = Later([order = plan.order, weights = routing.weights] {
       return weights.reshape({-1}).index_select(0, order.to(at::kLong));
     });
