@@ -81,8 +81,9 @@ inline kernel::ConvShape linear_shape(const Tensor& weight) {
           .in = static_cast<int>(weight.size(2)),
           .out = static_cast<int>(weight.size(1))};
 }
+/// Whether the convolution's kernels run the experts' products.
 inline bool by_conv(const Tensor& weight) {
-  return weight.size(0) <= kernel::max_experts && conv_takes(linear_shape(weight));
+  return !is_alone(weight) && weight.size(0) <= kernel::max_experts && conv_takes(linear_shape(weight));
 }
 
 /// x weight^T, or x weight with `transposed`.

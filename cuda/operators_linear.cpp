@@ -140,7 +140,7 @@ Gradients linear_backward_by_kernel(const Tensor& grad, const Tensor& x, const T
   Tensor d_x = at::empty({0}, x.options()), d_weight = d_x, d_bias = d_x;
   Tensor a = before == Activation::none ? h : Tensor();
   if (needed[0]) {
-    if (before == Activation::swiglu && !is_alone(w) && by_conv(w)) {
+    if (before == Activation::swiglu && by_conv(w)) {
       std::tie(d_x, a, std::ignore) = gate_backward(g, h, w, rows);
     } else {
       d_x = product(g, w, rows, /*transposed=*/true);

@@ -6,7 +6,6 @@
 // Kernels and what they take: as operators_linear.cpp.
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/index_select.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -18,6 +17,7 @@
 #include <string>
 
 #include "cuda/grouped_rows.hpp"
+#include "moecod/moe/routing.hpp"
 
 namespace moecod::cuda {
 namespace {
@@ -67,29 +67,30 @@ Tensor gate(const Tensor& x, const Tensor& weight, const Tensor& h, const Rows& 
   return a;
 }
 
-Kept swiglu_kept_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+/// With `keeps` both, else a alone.
+Kept hidden_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offsets, bool keeps) {
   check_swiglu(x, weight, offsets);
   const c10::cuda::CUDAGuard device(x.device());
   if (!kernel_takes(takes(x, weight) && weight.size(1) % 16 == 0)) return swiglu_kept_by_torch(x, weight, offsets);
   const Tensor in = flat(x), w = weight.contiguous();
   const Rows rows = rows_of(x, offsets);
-  const bool fused = by_conv(w) && !is_alone(w);
-  const Tensor h = fused ? at::empty({in.size(0), w.size(1)}, x.options()) : product(in, w, rows, /*transposed=*/false);
-  const Tensor a = fused ? gate(in, w, h, rows) : activated(h, Activation::swiglu, w.size(1) / 2);
-  return {h.view_symint(with_width(x, w.size(1))), a.view_symint(with_width(x, w.size(1) / 2))};
+  Tensor h, a;
+  if (by_conv(w)) {
+    if (keeps) h = at::empty({in.size(0), w.size(1)}, x.options());
+    a = gate(in, w, h, rows);
+  } else {
+    h = product(in, w, rows, /*transposed=*/false);
+    a = activated(h, Activation::swiglu, w.size(1) / 2);
+  }
+  return {keeps ? h.view_symint(with_width(x, w.size(1))) : Tensor(), a.view_symint(with_width(x, w.size(1) / 2))};
+}
+
+Kept swiglu_kept_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+  return hidden_by_kernel(x, weight, offsets, /*keeps=*/true);
 }
 
 Tensor swiglu_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
-  check_swiglu(x, weight, offsets);
-  const c10::cuda::CUDAGuard device(x.device());
-  if (!kernel_takes(takes(x, weight) && weight.size(1) % 16 == 0)) return swiglu_by_torch(x, weight, offsets);
-  const Tensor in = flat(x), w = weight.contiguous();
-  const Rows rows = rows_of(x, offsets);
-  const int64_t hidden = w.size(1) / 2;
-  const Tensor a = by_conv(w) && !is_alone(w)
-                       ? gate(in, w, {}, rows)
-                       : activated(product(in, w, rows, /*transposed=*/false), Activation::swiglu, hidden);
-  return a.view_symint(with_width(x, hidden));
+  return std::get<1>(hidden_by_kernel(x, weight, offsets, /*keeps=*/false));
 }
 
 Tensor swiglu_shapes(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
@@ -173,18 +174,18 @@ Tensor spread(const Tensor& d_y, const Tensor& order, const Tensor& position) {
 }
 
 /// The gradient of the slots' weights from what the rows make of d_y.
-Tensor weights_gradient(const Tensor& d_a, const Tensor& a, const Tensor& weights, const Tensor& slots) {
+Tensor weights_gradient(const Tensor& d_a, const Tensor& a, const Tensor& weights, const Tensor& order) {
   const Tensor out = at::zeros_like(weights, at::MemoryFormat::Contiguous);
-  out.view({-1}).index_copy_(0, slots, (d_a.to(at::kFloat) * a.to(at::kFloat)).sum(1));
+  out.view({-1}).index_copy_(0, order.to(at::kLong), (d_a.to(at::kFloat) * a.to(at::kFloat)).sum(1));
   return out;
 }
 
 /// d_h, d_weight, d_weights.
 Gradients swiglu_combine_backward_by_torch(const Tensor& d_y, const Tensor& h, const Tensor& weight, const Tensor& offsets,
                                     const Tensor& weights, const Tensor& order, const Tensor& position, Needed needed) {
-  const Tensor grad = spread(d_y, order, position), slots = order.to(at::kLong);
+  const Tensor grad = spread(d_y, order, position);
   const Tensor a = layers::activate(h, Activation::swiglu), d_a = at::empty_like(a);
-  const Tensor w = at::index_select(weights.reshape({-1}), 0, slots).unsqueeze(1).to(h.scalar_type());
+  const Tensor w = Plan::weights_of(order, weights).unsqueeze(1).to(h.scalar_type());
   const Tensor d_weight = needed[1] ? at::zeros_like(weight, at::MemoryFormat::Contiguous) : at::empty({0}, weight.options());
   each_expert(h, offsets, [&](int64_t e, int64_t begin, int64_t end) {
     const Tensor rows = grad.slice(0, begin, end);
@@ -192,7 +193,7 @@ Gradients swiglu_combine_backward_by_torch(const Tensor& d_y, const Tensor& h, c
     if (needed[1]) d_weight[e].copy_(rows.t().matmul((a * w).slice(0, begin, end)));
   });
   return {needed[0] ? activation_backward(d_a * w, h, Activation::swiglu) : at::empty({0}, h.options()), d_weight,
-          needed[2] ? weights_gradient(d_a, a, weights, slots) : at::empty({0}, weights.options())};
+          needed[2] ? weights_gradient(d_a, a, weights, order) : at::empty({0}, weights.options())};
 }
 
 /// The same in the gate's own kernel, or by a dense or grouped product and passes over what it gives.
@@ -204,15 +205,15 @@ Gradients swiglu_combine_backward_by_kernel(const Tensor& d_y, const Tensor& h, 
     return swiglu_combine_backward_by_torch(d_y, h, weight, offsets, weights, order, position, needed);
   const Tensor w = weight.contiguous(), grad = readable(spread(d_y, order, position)), before = flat(h);
   const Rows rows = rows_of(h, offsets);
-  Tensor d_h, a, d_weights = at::empty({0}, weights.options());
-  if (by_conv(w) && !is_alone(w)) {
+  Tensor d_h, a, d_weights;
+  if (by_conv(w)) {
     std::tie(d_h, a, d_weights) =
         gate_backward(grad, before, w, rows, {weights.contiguous(), order.contiguous(), needed[2]});
   } else {
-    const Tensor d_a = product(grad, w, rows, /*transposed=*/true), slots = order.to(at::kLong);
+    const Tensor d_a = product(grad, w, rows, /*transposed=*/true);
     std::tie(d_h, a) = through_activation(d_a, before, Activation::swiglu, /*wants_a=*/true);
-    if (needed[2]) d_weights = weights_gradient(d_a, a, weights, slots);
-    const Tensor of_rows = at::index_select(weights.reshape({-1}), 0, slots).unsqueeze(1).to(h.scalar_type());
+    if (needed[2]) d_weights = weights_gradient(d_a, a, weights, order);
+    const Tensor of_rows = Plan::weights_of(order, weights).unsqueeze(1).to(h.scalar_type());
     d_h.mul_(of_rows);
     a.mul_(of_rows);
   }

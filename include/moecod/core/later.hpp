@@ -9,8 +9,8 @@ namespace moecod {
 
 /// A tensor that is computed when it is first asked for, or was given.
 ///
-/// Gradients are recorded if they were when it was made, whoever asks (but not first in c10::InferenceMode). Not for several threads at once; on CUDA to be asked
-/// for on the stream on which it was made, or one that waits for it.
+/// Gradients are recorded if they were when it was made, whoever asks (but not first in c10::InferenceMode). Not for several
+/// threads at once; on CUDA to be asked for on the stream on which it was made, or one that waits for it.
 class Later {
  public:
   Later() = default;

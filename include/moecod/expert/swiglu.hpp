@@ -40,10 +40,9 @@ class SwiGlu : public torch::nn::Module {
     return down_->forward(h, group, layers::Activation::swiglu, a);
   }
 
-  /// Where an operator does both at once and that pays (d >= n; else what it adds to the gate's
-  /// backward pass takes longer than to read the rows): what a combination by weights [N, S], of the slots
-  /// that order and position name (moecod::Plan), makes of the rows forward(x, group), and these rows. The gradient of the
-  /// weights then needs no rows.
+  /// Where an operator does both at once and that pays (d >= n; else what it adds to the gate's backward pass takes longer
+  /// than to read the rows): what a combination by weights [N, S], of the slots that order and position name
+  /// (moecod::Plan), makes of the rows forward(x, group), and these rows. The gradient of the weights then needs no rows.
   std::optional<std::pair<at::Tensor, at::Tensor>> forward_and_combine(const at::Tensor& x,
                                                                        const typename Layers::Group& group,
                                                                        const at::Tensor& weights,

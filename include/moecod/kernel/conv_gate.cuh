@@ -33,6 +33,9 @@ struct GateStage {
 
 #if MOECOD_HOPPER_CODE
 
+/// A lane's rows of a tile of 128: one of the first eight of its warp's, and one of the others.
+__device__ __forceinline__ int gate_row(int half) { return threadIdx.x / 32 * 16 + 8 * half + threadIdx.x % 32 / 4; }
+
 /// The gate's backward pass of a lane's two rows of a tile.
 template <ConvKind Kind>
 struct GateBackward {
@@ -48,14 +51,12 @@ template <>
 struct GateBackward<ConvKind::gate_backward_weighted> {
   float weight[2], gradient[2];
 
-  __device__ static int row(int half) { return threadIdx.x / 32 * 16 + 8 * half + threadIdx.x % 32 / 4; }
-
   /// Two reads, one after the other: before the products.
   __device__ __forceinline__ void start(const ConvWork& work, const ConvTile& tile) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const bool inside = row(half) < tile.rows();
-      weight[half] = inside ? work.weights[work.order[tile.piece.begin + row(half)]] : 0;
+      const bool inside = gate_row(half) < tile.rows();
+      weight[half] = inside ? work.weights[work.order[tile.piece.begin + gate_row(half)]] : 0;
       gradient[half] = 0;
     }
   }
@@ -70,8 +71,8 @@ struct GateBackward<ConvKind::gate_backward_weighted> {
     for (int half = 0; half < 2; ++half) {
       gradient[half] += __shfl_xor_sync(whole_warp, gradient[half], 1);
       gradient[half] += __shfl_xor_sync(whole_warp, gradient[half], 2);
-      if (threadIdx.x % 4 == 0 && row(half) < tile.rows())
-        work.partial[tile.channel / channels * work.groups.items() + tile.piece.begin + row(half)] = gradient[half];
+      if (threadIdx.x % 4 == 0 && gate_row(half) < tile.rows())
+        work.partial[tile.channel / channels * work.groups.items() + tile.piece.begin + gate_row(half)] = gradient[half];
     }
   }
 };
@@ -161,13 +162,13 @@ __device__ __forceinline__ void gate_finish(const ConvWork& work, const ConvTile
                                             const float (&sums)[Tuning::rows][32 * Tuning::columns], uint8_t* stage,
                                             GateBarriers& barriers, uint32_t parity, GateBackward<Kind>& backward) {
   using Stage = GateStage<Tuning, Kind>;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int b = 0; b < Stage::blocks; ++b) {
     hopper::barrier_wait(&barriers.ready[b], parity);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      uint8_t* row = stage + b * Stage::block + (16 * warp + 8 * half + lane / 4) * 128 + lane % 4 * 4;
+      uint8_t* row = stage + b * Stage::block + gate_row(half) * 128 + lane % 4 * 4;
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         uint8_t* here = row + (j ^ lane / 4) * 16;
@@ -208,8 +209,7 @@ struct GatePlace {
   int64_t a, g;
   bool inside;
   __device__ __forceinline__ GatePlace(const ConvWork& work, const ConvTile& tile, int chunk, int half) {
-    const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + 8 * half + lane / 4;
-    const int channel = tile.channel + 32 * chunk + lane % 4 * 8;
+    const int row = gate_row(half), channel = tile.channel + 32 * chunk + threadIdx.x % 4 * 8;
     inside = row < tile.rows() && channel < work.out;
     a = (tile.piece.begin + row) * work.out + channel;
     g = a + (tile.piece.begin + row) * work.out;

@@ -156,6 +156,10 @@ struct Plan {
   /// The row of each sorted assignment, [M] int64.
   at::Tensor rows() const { return rows_of(order, slots); }
   static at::Tensor rows_of(const at::Tensor& order, int64_t slots) { return order.to(at::kLong).floor_divide(slots); }
+  /// The weight of each sorted assignment, [M], of weights [N, S].
+  static at::Tensor weights_of(const at::Tensor& order, const at::Tensor& weights) {
+    return weights.reshape({-1}).index_select(0, order.to(at::kLong));
+  }
 };
 
 }  // namespace moecod

@@ -66,7 +66,7 @@ template <class Experts, class X, class Run>
 auto execute(Experts& experts, const X& x, const Routing& routing, Run&& run) {
   const Plan plan(routing);
   const at::Tensor rows = plan.rows();
-  const at::Tensor weights = routing.weights.reshape({-1}).index_select(0, plan.order.to(at::kLong));
+  const at::Tensor weights = Plan::weights_of(plan.order, routing.weights);
   const at::Tensor host = plan.offsets.to(at::kCPU);
   const int32_t* bounds = host.const_data_ptr<int32_t>();
   auto parts = experts.visit(x, [&](int64_t e, const auto& input, auto&& run_expert) {

@@ -19,9 +19,7 @@ struct Grouped {
     const Plan plan(routing);
     typename Experts::template parts<X> part;
     part.rows = Later([order = plan.order, slots = plan.slots] { return Plan::rows_of(order, slots); });
-    part.weights = Later([order = plan.order, weights = routing.weights] {
-      return weights.reshape({-1}).index_select(0, order.to(at::kLong));
-    });
+    part.weights = Later([order = plan.order, weights = routing.weights] { return Plan::weights_of(order, weights); });
     const auto sorted = gather(experts.input(x), plan);
     if constexpr (requires { experts.run_and_combine(sorted, plan, routing.weights); })
       if (const auto both = experts.run_and_combine(sorted, plan, routing.weights)) {
