@@ -45,8 +45,8 @@ struct ConvWeightWork {
   __host__ __device__ int64_t matrix() const { return int64_t(out) * taps * in; }
 };
 
-/// Where the sums of a piece lie that is not its expert's only one. Such an expert has the positions of x > 1 whole pieces,
-/// and ceil(x) <= floor(2 x), so that 2 positions / work.piece matrices hold those of all experts (conv_weight_partial).
+/// Where the sums of a piece lie that is not its expert's only one. Such an expert has the positions of x > 1.5 pieces, and
+/// x rounded is at most floor(2 x), so that 2 positions / work.piece matrices hold those of all experts (conv_weight_partial).
 __device__ __forceinline__ int64_t sums_of_piece(const ConvWeightWork& work, const Piece& piece, int64_t index) {
   return 2 * work.groups.each * work.groups.offsets[piece.expert] / work.piece + index - piece.first;
 }
@@ -61,7 +61,7 @@ struct ConvWeightTile {
 
 /// The tiles of a piece follow each other, so that its positions stay in L2.
 template <class Tuning>
-__device__ __forceinline__ ConvWeightTile conv_weight_tile(const PieceTable& table, const ConvWeightWork& work,
+__device__ __forceinline__ ConvWeightTile conv_weight_tile(const EvenPieceTable& table, const ConvWeightWork& work,
                                                            int number) {
   ConvWeightTile tile;
   const int column = number % work.columns, rest = number / work.columns, row = rest % work.rows;
@@ -77,7 +77,7 @@ __device__ __forceinline__ ConvWeightTile conv_weight_tile(const PieceTable& tab
 /// argument. `RowsAlone`: positions are rows of a matrix, and x's map is one.
 template <class Tuning, bool RowsAlone>
 __device__ __forceinline__ void conv_weight_load(const CUtensorMap& x_map, const CUtensorMap& grad_map,
-                                                 const ConvWeightWork& work, const PieceTable& table, uint8_t* stages,
+                                                 const ConvWeightWork& work, const EvenPieceTable& table, uint8_t* stages,
                                                  uint64_t* full, uint64_t* empty) {
   const int in_blocks = work.in_blocks();
   const int tiles = table.pieces() * work.rows * work.columns;
@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
   extern __shared__ uint8_t raw[];
   __shared__ uint64_t full[Tuning::stages], empty[Tuning::stages];
   uint8_t* stages = raw + (1024 - hopper::shared_address(raw) % 1024) % 1024;
-  const PieceTable table{reinterpret_cast<int32_t*>(stages + Tuning::stages * Tuning::stage), work.groups, work.piece};
+  const EvenPieceTable table{{reinterpret_cast<int32_t*>(stages + Tuning::stages * Tuning::stage), work.groups, work.piece}};
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (warp == 0) table.fill();
   if (threadIdx.x == 32) {
@@ -242,7 +242,7 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
 /// Adds the sums of an expert's pieces; writes zeros where it has none, nothing where it has one.
 static __global__ void __launch_bounds__(256) add_pieces(const ConvWeightWork work) {
   extern __shared__ int32_t first[];
-  const PieceTable table{first, work.groups, work.piece};
+  const EvenPieceTable table{{first, work.groups, work.piece}};
   if (threadIdx.x < 32) table.fill();
   __syncthreads();
   const Piece piece = table.of(blockIdx.y);
@@ -283,14 +283,14 @@ inline ConvWeightWork conv_weight_work(const ConvWeight& a) {
   return work;
 }
 
-/// Sets tiles, and pieces such that experts that have evenly much, or a sixteenth more, have `pieces` each. No shorter ones
-/// than give two tiles for each multiprocessor where one expert has everything: their sums would fill memory.
+/// Sets tiles, and pieces such that experts that have about evenly much have `pieces` each. No shorter ones than give two
+/// tiles for each multiprocessor where one expert has everything: their sums would fill memory.
 template <class Tuning>
 void cut(ConvWeightWork& work, int processors, int pieces) {
   work.rows = (work.out + 64 * Tuning::grad_blocks - 1) / (64 * Tuning::grad_blocks);
   work.columns = (work.blocks() + Tuning::x_blocks - 1) / Tuning::x_blocks;
   const int64_t all = int64_t(work.rows) * work.columns, items = work.groups.items();
-  const int64_t even = items * 17 / (16 * pieces * work.groups.experts), least = items * all / (2 * processors);
+  const int64_t even = items / (pieces * work.groups.experts), least = items * all / (2 * processors);
   work.piece = static_cast<int>((std::clamp<int64_t>(std::max(even, least), 512, std::max<int64_t>(items, 512)) + 63) / 64 * 64);
 }
 
@@ -299,7 +299,7 @@ void cut(ConvWeightWork& work, int processors, int pieces) {
 template <class Tuning>
 int64_t conv_weight_cost(const ConvWeightWork& work, int processors) {
   const int64_t experts = work.groups.experts, each = (work.groups.items() + experts - 1) / experts;
-  const int64_t pieces = std::max<int64_t>((each * 17 / 16 + work.piece - 1) / work.piece, 1);
+  const int64_t pieces = std::max<int64_t>((each + work.piece / 2) / work.piece, 1);
   const int64_t turns = (experts * pieces * work.rows * work.columns + processors - 1) / processors;
   const int64_t sums = pieces > 1 ? experts * pieces * work.matrix() * 8 : 0;
   return turns * ((each / pieces + 63) / 64 + 4) * (346 * Tuning::columns + 40) + sums / 700;

@@ -13,11 +13,7 @@ struct PieceTable {
 
   /// A warp's work.
   __device__ void fill() const {
-    find_expert(groups, size, [&](int e, int64_t, int64_t, int count, int before) {
-      if (e < groups.experts) first[e + 1] = before + count;
-      return false;
-    });
-    if (threadIdx.x % 32 == 0) first[0] = 0;
+    fill_by([&](int64_t items) { return pieces_in(items, size); });
   }
 
   /// The pieces of an expert: their first and their number.
@@ -31,14 +27,50 @@ struct PieceTable {
 
   /// The piece of that number, of those that there are.
   __device__ Piece find(int index) const {
+    Piece piece = expert_of_piece(index);
+    piece.begin += (index - piece.first) * size;
+    piece.end = min(piece.begin + size, piece.end);
+    return piece;
+  }
+
+ protected:
+  template <class Count>
+  __device__ void fill_by(Count&& count_of) const {
+    find_expert(groups, count_of, [&](int e, int64_t, int64_t, int count, int before) {
+      if (e < groups.experts) first[e + 1] = before + count;
+      return false;
+    });
+    if (threadIdx.x % 32 == 0) first[0] = 0;
+  }
+
+  /// All items of the expert that has the piece of that number.
+  __device__ Piece expert_of_piece(int index) const {
     int low = 0, high = groups.experts;  // first[low] <= index < first[high]
     while (high - low > 1) {
       const int middle = (low + high) / 2;
       (first[middle] <= index ? low : high) = middle;
     }
     Piece piece = of(low);
-    piece.begin = groups.each * groups.offsets[low] + (index - piece.first) * size;
-    piece.end = min(piece.begin + size, groups.each * groups.offsets[low + 1]);
+    piece.begin = groups.each * groups.offsets[low];
+    piece.end = groups.each * groups.offsets[low + 1];
+    return piece;
+  }
+};
+
+/// The same for pieces of evenly many items, in steps of 64 from the expert's first: as many as `size`, a multiple of 64,
+/// goes into its items, rounded, so that an expert of a few more than others has no piece more.
+struct EvenPieceTable : PieceTable {
+  __device__ void fill() const {
+    fill_by([&](int64_t items) { return items > 0 ? max(pieces_in(items - size / 2, size), 1) : 0; });
+  }
+
+  __device__ Piece find(int index) const {
+    Piece piece = expert_of_piece(index);
+    const auto steps = static_cast<unsigned>(pieces_in(piece.end - piece.begin, 64)), count = static_cast<unsigned>(piece.count);
+    const unsigned i = index - static_cast<unsigned>(piece.first), each = steps / count, more = steps % count;
+    const int64_t begin = piece.begin;
+    piece.begin = begin + 64 * int64_t(i * each + min(i, more));
+    piece.end = min(piece.end, begin + 64 * int64_t((i + 1) * each + min(i + 1, more)));
     return piece;
   }
 };

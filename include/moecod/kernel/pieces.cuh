@@ -18,9 +18,9 @@ struct Piece {
 };
 
 /// Pieces of so many items. Division of 64 bits is slow on a GPU, and there is one an expert.
-__device__ __forceinline__ int64_t pieces_in(int64_t items, int64_t size) {
+__device__ __forceinline__ int pieces_in(int64_t items, int64_t size) {
   const int64_t last = items + size - 1;
-  return last < int64_t(1) << 32 ? static_cast<uint32_t>(last) / static_cast<uint32_t>(size) : last / size;
+  return static_cast<int>(last < int64_t(1) << 32 ? static_cast<uint32_t>(last) / static_cast<uint32_t>(size) : last / size);
 }
 
 /// The expert of a row: the last that begins at it or before. O(log E).
@@ -36,16 +36,16 @@ __device__ __forceinline__ int expert_of(const int32_t* offsets, int experts, in
 namespace detail {
 
 /// Calls f(e, begin, end, count, first) in the lane of each expert, 32 at a time, until it returns true in one; that lane, or
-/// -1. begin, end: the expert's items; count: its pieces; first: the number of the first. All lanes of the warp call it; those
-/// behind the last expert have one without items.
-template <class F>
-__device__ __forceinline__ int find_expert(const Groups& groups, int64_t size, F&& f) {
+/// -1. begin, end: the expert's items; count: its pieces, count_of(items); first: the number of the first. All lanes of the
+/// warp call it; those behind the last expert have one without items.
+template <class Count, class F>
+__device__ __forceinline__ int find_expert(const Groups& groups, Count&& count_of, F&& f) {
   const int lane = threadIdx.x % 32;
   int first = 0;
   for (int e = lane; e - lane < groups.experts; e += 32) {
     const bool is_one = e < groups.experts;
     const int64_t begin = is_one ? groups.each * groups.offsets[e] : 0, end = is_one ? groups.each * groups.offsets[e + 1] : 0;
-    const int count = static_cast<int>(pieces_in(end - begin, size));
+    const int count = count_of(end - begin);
     int sum = count;
 #pragma unroll
     for (int offset = 1; offset < 32; offset *= 2) {
@@ -66,7 +66,8 @@ __device__ __forceinline__ const Piece& piece_of_block(const Groups& groups, int
   __shared__ Piece piece;
   if (threadIdx.x < 32) {
     Piece mine;
-    const int lane = find_expert(groups, size, [&](int e, int64_t begin, int64_t end, int count, int first) {
+    const auto count_of = [&](int64_t items) { return pieces_in(items, size); };
+    const int lane = find_expert(groups, count_of, [&](int e, int64_t begin, int64_t end, int count, int first) {
       mine = {e, begin, end, first, count};
       return match(mine);
     });
