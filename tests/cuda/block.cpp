@@ -1,9 +1,13 @@
 // A whole mixture over the operators: against the CPU, without waiting for the device, and on the CPU without them.
+#include <map>
+#include <string>
+
 #include "moecod/expert/conv.hpp"
 #include "moecod/expert/mlp.hpp"
 #include "moecod/expert/swiglu.hpp"
 #include "moecod/moe/balance/ema_bias.hpp"
 #include "moecod/moe/balance/loss_free.hpp"
+#include "moecod/moe/balance/none.hpp"
 #include "moecod/moe/dispatch/batched.hpp"
 #include "moecod/moe/dispatch/grouped.hpp"
 #include "moecod/moe/experts/replicated.hpp"
@@ -107,6 +111,48 @@ TEST(Block, ATrainingStepWithGroupedDoesNotWaitForTheDevice_CUDA) {
   steps_without_waiting<router::Position, expert::SwiGlu<>>(at::randn({300, 64}));
   steps_without_waiting<router::Position, expert::SwiGlu<>>(at::randn({300, 64}), /*hidden=*/40);
   steps_without_waiting<router::GlobalPool, expert::Conv<>>(at::randn({7, 64, 14, 14}));
+}
+
+/// The gradients of a step of SwiGLU experts that combine their rows, by the parameters' names.
+std::map<std::string, at::Tensor> combined_gradients(bool recompute, const std::string& frozen) {
+  using Mine = Mixture<router::Position, Replicated<expert::SwiGlu<>, 6>, select::TopK<2>, balance::None, dispatch::Grouped>;
+  typename Mine::Options options;
+  options.router.channels = options.experts.channels = 64;
+  options.experts.hidden = 40;
+  options.recompute = recompute;
+  torch::manual_seed(1);
+  Mine mixture(options);
+  mixture.to(at::kCUDA, at::kBFloat16);
+  torch::manual_seed(2);
+  const at::Tensor x = at::randn({300, 64}, on(at::kBFloat16)).set_requires_grad(true);
+  const at::Tensor seed = at::randn({300, 64}, on(at::kBFloat16));
+  for (auto& p : mixture.named_parameters())
+    if (!frozen.empty() && p.key().find(frozen) != std::string::npos) p.value().set_requires_grad(false);
+  mixture.forward(x).y.backward(seed);
+  std::map<std::string, at::Tensor> gradients{{"x", x.grad()}};
+  for (const auto& p : mixture.named_parameters()) gradients[p.key()] = p.value().grad();
+  return gradients;
+}
+
+TEST(Block, CombiningExpertsHaveTheSameGradientsFrozenInPartOrRecomputed_CUDA) {
+  MOECOD_NEEDS_CUDA();
+  const auto all = combined_gradients(false, "");
+  for (const bool recompute : {false, true})
+    for (const std::string frozen : {"", "up", "down", "router"}) {
+      SCOPED_TRACE("frozen: " + frozen + (recompute ? ", recomputed" : ""));
+      int without = 0;
+      for (const auto& [name, gradient] : combined_gradients(recompute, frozen)) {
+        const bool learns = frozen.empty() || name.find(frozen) == std::string::npos;
+        without += !learns;
+        ASSERT_EQ(gradient.defined(), learns) << name;
+        if (!learns) continue;
+        if (recompute)  // layer by layer
+          EXPECT_LE(relative_error(gradient, all.at(name)), 1e-2) << name;
+        else
+          EXPECT_TRUE(at::equal(gradient, all.at(name))) << name;
+      }
+      EXPECT_EQ(without > 0, !frozen.empty());
+    }
 }
 
 TEST(Block, DecisionAndCombineDoNotWaitForTheDevice_CUDA) {
