@@ -335,6 +335,31 @@ void run_linear(const std::vector<int32_t>& offsets, int in, int out) {
   require_close(widened(b.host()), bs, "the gate computed anew");
 }
 
+/// The gradient of weights where their tiles fill the device once and a little more, so that the last are cut into parts
+/// (on 132 multiprocessors). All channels of a row of x are the same, which makes the sums on the host few.
+void run_weights_in_parts(const std::vector<int32_t>& offsets) {
+  constexpr int in = 384, out = 1792;
+  const auto experts = static_cast<int>(offsets.size()) - 1;
+  const int64_t rows = offsets.back();
+  const kernel::ConvShape shape{.height = 1, .width = 1, .in = in, .out = out};
+  if (!cuda::conv_takes(shape)) return;
+  const Array<int32_t> bounds(offsets);
+  const std::vector<Bits> of_rows = rounded(values(rows, 1));
+  std::vector<Bits> xs(rows * in);
+  for (int64_t i = 0; i < rows * in; ++i) xs[i] = of_rows[i / in];
+  const Array<Bits> x(xs), grad(rounded(values(rows * out, 2))), d_w(int64_t(experts) * out * in);
+  run_conv_weight({.groups = {.offsets = bounds.data(), .experts = experts, .rows = rows}, .shape = shape, .x = x.data(),
+                   .grad = grad.data(), .d_weight = d_w.data()},
+                  "conv_weight in parts");
+  const auto by = widened(of_rows), gs = widened(grad.host());
+  std::vector<float> sums(int64_t(experts) * out), dws(int64_t(experts) * out * in);
+  for (int e = 0; e < experts; ++e)
+    for (int64_t n = offsets[e]; n < offsets[e + 1]; ++n)
+      for (int64_t o = 0; o < out; ++o) sums[int64_t(e) * out + o] += gs[n * out + o] * by[n];
+  for (std::size_t i = 0; i < dws.size(); ++i) dws[i] = sums[i / in];
+  require_close(widened(d_w.host()), dws, "the gradient of weights in parts");
+}
+
 /// Biases, their gradients, activations and zeros of rows sorted by expert.
 void run_rows(const std::vector<int32_t>& offsets, int64_t width, kernel::Activation activation) {
   const auto experts = static_cast<int>(offsets.size()) - 1;
@@ -558,6 +583,7 @@ int main() {
   std::vector<int32_t> single(151);  // several tiles a block
   for (int e = 0; e <= 150; ++e) single[e] = e;
   run_linear(single, 24, 272);
+  run_weights_in_parts({0, 3000, 5950, 9000, 9000, 15001});
   for (const auto activation : {kernel::Activation::gelu, kernel::Activation::swiglu}) {
     run_rows({0, 3, 3, 700, 701}, 24, activation);
     run_rows({0, 0, 5}, 7, activation);

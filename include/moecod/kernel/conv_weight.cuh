@@ -11,8 +11,9 @@
 /// memory.
 ///
 /// A block stays for many tiles, and its loads go on while it finishes one. An expert's positions are cut into pieces so
-/// that there is work for all multiprocessors; an expert of one piece is rounded and stored at once, those of several through float32 sums that a second kernel adds in their order. Nothing
-/// is atomic. Operations: 2 positions taps in out. Bytes: x and grad, d_weight, and the sums out and in.
+/// that there is work for all multiprocessors; an expert of one piece is rounded and stored at once, those of several
+/// through float32 sums that a second kernel adds in their order. The tiles of the last turn, where they are too few for all
+/// blocks, are cut into parts once more, which are added likewise. Nothing is atomic. Operations: 2 positions taps in out. Bytes: x and grad, d_weight, and the sums out and in.
 namespace moecod::kernel {
 
 namespace detail {
@@ -27,6 +28,7 @@ struct ConvWeightTuning {
   static constexpr int grad_blocks = shared ? 1 : warpgroups, x_blocks = shared ? warpgroups * columns : columns;
   static constexpr uint32_t block = 64 * 128;  // bytes of 64 positions, 64 channels
   static constexpr uint32_t stage = (grad_blocks + x_blocks) * block;
+  static constexpr int sums = 32 * columns, tile = workers * sums;  // numbers of a worker, and of a tile
   static uint32_t dynamic(int experts) { return stages * stage + 1024 + (experts + 1) * 4; }
 };
 
@@ -38,11 +40,17 @@ struct ConvWeightWork {
   int out_width;
   int piece;  // positions a piece, a multiple of 64
   int rows, columns;  // tiles
+  int turn;           // tiles at once: blocks
+  bool parts;         // the last turn's tiles are cut into parts
   __nv_bfloat16* d_weight;
   float* partial;
   __host__ __device__ int in_blocks() const { return (in + 63) / 64; }
   __host__ __device__ int blocks() const { return taps * in_blocks(); }  // of 64 columns
   __host__ __device__ int64_t matrix() const { return int64_t(out) * taps * in; }
+  /// Numbers of the sums of pieces, in `partial`; behind them are those of parts of tiles.
+  __host__ __device__ int64_t piece_sums() const {
+    return groups.items() > piece ? 2 * groups.items() / piece * matrix() : 0;
+  }
 };
 
 /// Where the sums of a piece lie that is not its expert's only one. Such an expert has the positions of x > 1.5 pieces, and
@@ -51,24 +59,45 @@ __device__ __forceinline__ int64_t sums_of_piece(const ConvWeightWork& work, con
   return 2 * work.groups.each * work.groups.offsets[piece.expert] / work.piece + index - piece.first;
 }
 
+/// Who computes what: each turn's blocks a tile each, the last turn's blocks as many parts of a tile as there are blocks for.
+struct ConvWeightTurns {
+  int whole, last, parts;  // tiles that are computed whole, and in the last turn, in so many parts
+  __host__ __device__ ConvWeightTurns(const ConvWeightWork& work, int tiles) {
+    last = work.parts ? tiles % work.turn : 0;
+    parts = last ? work.turn / last : 1;
+    whole = tiles - last;
+  }
+  __device__ int count() const { return whole + last * parts; }
+};
+
 struct ConvWeightTile {
-  Piece piece;
+  Piece piece;      // of a part its positions alone
   int index;        // of the piece
   int channel;      // the first channel out
   int first_block;  // of 64 columns
+  int part;         // the number of the part among all, or -1 for a whole tile
   __device__ int steps() const { return static_cast<int>((piece.end - piece.begin + 63) / 64); }
 };
 
 /// The tiles of a piece follow each other, so that its positions stay in L2.
 template <class Tuning>
 __device__ __forceinline__ ConvWeightTile conv_weight_tile(const EvenPieceTable& table, const ConvWeightWork& work,
-                                                           int number) {
+                                                           const ConvWeightTurns& turns, int number) {
   ConvWeightTile tile;
+  tile.part = turns.parts > 1 && number >= turns.whole ? number - turns.whole : -1;
+  if (tile.part >= 0) number = turns.whole + tile.part / turns.parts;
   const int column = number % work.columns, rest = number / work.columns, row = rest % work.rows;
   tile.index = rest / work.rows;
   tile.channel = row * 64 * Tuning::grad_blocks;
   tile.first_block = column * Tuning::x_blocks;
   tile.piece = table.find(tile.index);
+  if (tile.part >= 0) {
+    const int steps = tile.steps(), part = tile.part % turns.parts;
+    const auto from = [&](int part) { return tile.piece.begin + 64 * int64_t(steps * part / turns.parts); };
+    const int64_t begin = from(part), end = min(from(part + 1), tile.piece.end);
+    tile.piece.begin = begin;
+    tile.piece.end = end;
+  }
   return tile;
 }
 
@@ -80,11 +109,11 @@ __device__ __forceinline__ void conv_weight_load(const CUtensorMap& x_map, const
                                                  const ConvWeightWork& work, const EvenPieceTable& table, uint8_t* stages,
                                                  uint64_t* full, uint64_t* empty) {
   const int in_blocks = work.in_blocks();
-  const int tiles = table.pieces() * work.rows * work.columns;
+  const ConvWeightTurns turns{work, table.pieces() * work.rows * work.columns};
   const int height = static_cast<int>(work.groups.each / work.out_width);
   hopper::Ring<Tuning::stages> ring;
-  for (int number = blockIdx.x; number < tiles; number += gridDim.x) {
-    const ConvWeightTile tile = conv_weight_tile<Tuning>(table, work, number);
+  for (int number = blockIdx.x; number < turns.count(); number += gridDim.x) {
+    const ConvWeightTile tile = conv_weight_tile<Tuning>(table, work, turns, number);
     const int blocks = min(work.blocks() - tile.first_block, Tuning::x_blocks);
     // Divisions are slow: none in the loop over steps. Of each block: channel, right << 16, down << 24.
     unsigned source[Tuning::x_blocks];
@@ -128,10 +157,18 @@ __device__ __forceinline__ void conv_weight_load(const CUtensorMap& x_map, const
   }
 }
 
+/// Calls f(i, vector) for the float4 of a worker's sums that the part of a tile has in memory.
+template <class Tuning, class F>
+__device__ __forceinline__ void for_vectors_of_part(const ConvWeightWork& work, int part, F&& f) {
+  auto* vectors = reinterpret_cast<float4*>(work.partial + work.piece_sums() + int64_t(part) * Tuning::tile);
+#pragma unroll
+  for (int i = 0; i < Tuning::sums / 4; ++i) f(i, vectors[i * Tuning::workers + threadIdx.x]);
+}
+
 /// A tile from the registers of its workers, rounded where its expert has no other piece.
 template <class Tuning>
 __device__ __forceinline__ void conv_weight_finish(const ConvWeightWork& work, const ConvWeightTile& tile,
-                                                   const float (&sums)[32 * Tuning::columns]) {
+                                                   const float (&sums)[Tuning::sums]) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warpgroup = warp / 4;
   const int row = tile.channel + (Tuning::shared ? 0 : 64 * warpgroup) + 16 * (warp % 4) + lane / 4;
   const int64_t row_size = int64_t(work.taps) * work.in;
@@ -193,14 +230,15 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
       conv_weight_load<Tuning, RowsAlone>(x_map, grad_map, work, table, stages, full, empty);
   } else {
     hopper::more_registers<232>();
-    const int warpgroup = warp / 4, tiles = table.pieces() * work.rows * work.columns;
+    const int warpgroup = warp / 4;
+    const ConvWeightTurns turns{work, table.pieces() * work.rows * work.columns};
     const auto release = [&](int stage) {
       if (lane == 0) hopper::barrier_arrive(&empty[stage]);
     };
-    float sums[32 * Tuning::columns] = {};
+    float sums[Tuning::sums] = {};
     hopper::Ring<Tuning::stages> ring;
-    for (int number = blockIdx.x; number < tiles; number += gridDim.x) {
-      const ConvWeightTile tile = conv_weight_tile<Tuning>(table, work, number);
+    for (int number = blockIdx.x; number < turns.count(); number += gridDim.x) {
+      const ConvWeightTile tile = conv_weight_tile<Tuning>(table, work, turns, number);
       hopper::settle(sums);
       int before = 0, left = static_cast<int>(tile.piece.end - tile.piece.begin);
       const int steps = tile.steps();
@@ -232,10 +270,41 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
       }
       hopper::multiply_wait<0>();
       hopper::settle(sums);
-      release(before);
-      conv_weight_finish<Tuning>(work, tile, sums);
+      if (steps > 0) release(before);
+      if (tile.part < 0)
+        conv_weight_finish<Tuning>(work, tile, sums);
+      else if (steps > 0)
+        for_vectors_of_part<Tuning>(work, tile.part, [&](int i, float4& to) {
+          to = {sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]};
+        });
     }
   }
+#endif
+}
+
+/// Adds the parts of a tile, in their order. A block has the threads of one that multiplies, with their sums.
+template <class Tuning>
+__global__ void __launch_bounds__(Tuning::workers) add_parts_of_tiles(const ConvWeightWork work) {
+#if MOECOD_HOPPER_CODE
+  extern __shared__ int32_t first[];
+  const EvenPieceTable table{{first, work.groups, work.piece}};
+  if (threadIdx.x < 32) table.fill();
+  __syncthreads();
+  const ConvWeightTurns turns{work, table.pieces() * work.rows * work.columns};
+  if (turns.parts == 1 || blockIdx.x >= turns.last) return;
+  float sums[Tuning::sums] = {};
+  ConvWeightTile tile;
+  for (int part = 0; part < turns.parts; ++part) {
+    tile = conv_weight_tile<Tuning>(table, work, turns, turns.whole + blockIdx.x * turns.parts + part);
+    if (tile.steps() == 0) continue;
+    for_vectors_of_part<Tuning>(work, tile.part, [&](int i, const float4& from) {
+      sums[4 * i] += from.x;
+      sums[4 * i + 1] += from.y;
+      sums[4 * i + 2] += from.z;
+      sums[4 * i + 3] += from.w;
+    });
+  }
+  conv_weight_finish<Tuning>(work, tile, sums);
 #endif
 }
 
@@ -294,15 +363,20 @@ void cut(ConvWeightWork& work, int processors, int pieces) {
   work.piece = static_cast<int>((std::clamp<int64_t>(std::max(even, least), 512, std::max<int64_t>(items, 512)) + 63) / 64 * 64);
 }
 
-/// Cycles, about, where experts have evenly much: whole turns of all steps, four more for start and end, and the sums of the
-/// pieces, out and in. Products run at three quarters of their peak.
+/// Cycles, about, where experts have evenly much: whole turns of all steps, four more for start and end, the last one's parts,
+/// and the sums of pieces and parts, out and in. Products run at three quarters of their peak.
 template <class Tuning>
-int64_t conv_weight_cost(const ConvWeightWork& work, int processors) {
+int64_t conv_weight_cost(const ConvWeightWork& work) {
+  constexpr int64_t step = 346 * Tuning::columns + 40, launch = 4000;
   const int64_t experts = work.groups.experts, each = (work.groups.items() + experts - 1) / experts;
   const int64_t pieces = std::max<int64_t>((each + work.piece / 2) / work.piece, 1);
-  const int64_t turns = (experts * pieces * work.rows * work.columns + processors - 1) / processors;
-  const int64_t sums = pieces > 1 ? experts * pieces * work.matrix() * 8 : 0;
-  return turns * ((each / pieces + 63) / 64 + 4) * (346 * Tuning::columns + 40) + sums / 700;
+  const int64_t tiles = experts * pieces * work.rows * work.columns, steps = (each / pieces + 63) / 64;
+  const ConvWeightTurns turns{work, static_cast<int>(std::min<int64_t>(tiles, INT_MAX))};
+  const int64_t last = turns.last ? (steps + turns.parts - 1) / turns.parts + 4 : 0;
+  const int64_t sums = (pieces > 1 ? experts * pieces * work.matrix() : 0) +
+                       (turns.parts > 1 ? int64_t(turns.last) * turns.parts * Tuning::tile : 0);
+  return ((turns.whole + work.turn - 1) / work.turn * (steps + 4) + last) * step + sums * 8 / 700 +
+         (work.parts ? launch : 0);
 }
 
 /// Calls f with the tuning, having cut the work: the cheapest of all, of as many pieces an expert as fill the device twice.
@@ -313,6 +387,7 @@ cudaError_t with_conv_weight_tuning(ConvWeightWork work, F&& f) {
   int64_t least = INT64_MAX;
   cudaError_t (*best)(const ConvWeightWork&, F&) = nullptr;
   ConvWeightWork cheapest{};
+  work.turn = processors;
   const auto consider = [&]<class Tuning>(Tuning) {
     cut<Tuning>(work, processors, 1);
     const int64_t tiles = int64_t(work.groups.experts) * work.rows * work.columns;
@@ -321,11 +396,14 @@ cudaError_t with_conv_weight_tuning(ConvWeightWork work, F&& f) {
       cut<Tuning>(work, processors, pieces);
       if (work.piece == last) continue;
       last = work.piece;
-      const int64_t cost = conv_weight_cost<Tuning>(work, processors);
-      if (cost >= least) continue;
-      least = cost;
-      cheapest = work;
-      best = [](const ConvWeightWork& work, F& f) { return f(Tuning{}, work); };
+      for (const bool parts : {false, true}) {
+        work.parts = parts;
+        const int64_t cost = conv_weight_cost<Tuning>(work);
+        if (cost >= least) continue;
+        least = cost;
+        cheapest = work;
+        best = [](const ConvWeightWork& work, F& f) { return f(Tuning{}, work); };
+      }
     }
   };
   if (work.out <= 64) {
@@ -342,9 +420,8 @@ cudaError_t with_conv_weight_tuning(ConvWeightWork work, F&& f) {
 
 /// The number of float32 that ConvWeight::partial must hold (detail::sums_of_piece).
 inline cudaError_t conv_weight_partial(const ConvWeight& a, int64_t* size) {
-  return detail::with_conv_weight_tuning(detail::conv_weight_work(a), [&](auto, const detail::ConvWeightWork& work) {
-    const int64_t items = work.groups.items();
-    *size = items > work.piece ? 2 * items / work.piece * work.matrix() : 0;
+  return detail::with_conv_weight_tuning(detail::conv_weight_work(a), [&](auto tuning, const detail::ConvWeightWork& work) {
+    *size = work.piece_sums() + (work.parts ? int64_t(work.turn) * decltype(tuning)::tile : 0);
     return cudaSuccess;
   });
 }
@@ -367,17 +444,20 @@ cudaError_t launch_conv_weight(const ConvWeight& a, const ConvWeightWork& work, 
     if (const cudaError_t error = hopper::tiled_map<2>(
             &grad_map, a.grad, {uint64_t(s.out), uint64_t(work.groups.items())}, {64, 64}))
       return error;
-    int processors = 0;
-    if (const cudaError_t error = multiprocessors(&processors)) return error;
     const auto kernel = conv_weight<Tuning, RowsAlone>;
     const uint32_t dynamic = Tuning::dynamic(a.groups.experts);
     if (const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                        cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic))
       return error;
     const int64_t tiles = work.groups.pieces(work.piece) * work.rows * work.columns;
-    const auto blocks = static_cast<unsigned>(std::min<int64_t>(tiles, processors));
+    const auto blocks = static_cast<unsigned>(work.parts ? work.turn : std::min<int64_t>(tiles, work.turn));
     kernel<<<blocks, Tuning::threads, dynamic, stream>>>(x_map, grad_map, work);
     if (const cudaError_t error = cudaGetLastError()) return error;
+    if (work.parts) {  // of at most half as many tiles as there are blocks
+      add_parts_of_tiles<Tuning>
+          <<<(work.turn + 1) / 2, Tuning::workers, (a.groups.experts + 1) * 4, stream>>>(work);
+      if (const cudaError_t error = cudaGetLastError()) return error;
+    }
   }
   const auto each = static_cast<unsigned>(std::min<int64_t>((work.matrix() / 4 + 255) / 256, 1 + 2048 / a.groups.experts));
   add_pieces<<<dim3(each, a.groups.experts), 256, (a.groups.experts + 1) * 4, stream>>>(work);
@@ -386,7 +466,7 @@ cudaError_t launch_conv_weight(const ConvWeight& a, const ConvWeightWork& work, 
 
 }  // namespace detail
 
-/// Two launches.
+/// Two or three launches.
 inline cudaError_t conv_weight(const ConvWeight& a, cudaStream_t stream) {
   return detail::with_conv_weight_tuning(detail::conv_weight_work(a), [&](auto tuning, const detail::ConvWeightWork& work) {
     using Tuning = decltype(tuning);
