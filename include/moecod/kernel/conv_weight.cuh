@@ -157,48 +157,42 @@ __device__ __forceinline__ void conv_weight_load(const CUtensorMap& x_map, const
   }
 }
 
-/// Calls f(i, vector) for the float4 of a worker's sums that the part of a tile has in memory.
-template <class Tuning, class F>
-__device__ __forceinline__ void for_vectors_of_part(const ConvWeightWork& work, int part, F&& f) {
-  auto* vectors = reinterpret_cast<float4*>(work.partial + work.piece_sums() + int64_t(part) * Tuning::tile);
-#pragma unroll
-  for (int i = 0; i < Tuning::sums / 4; ++i) f(i, vectors[i * Tuning::workers + threadIdx.x]);
+/// Where the part of a tile has its sums of 64 columns, those of a worker 4 x `workers` apart from each other.
+template <class Tuning>
+__device__ __forceinline__ float4* sums_of_part(const ConvWeightWork& work, int part, int b) {
+  return reinterpret_cast<float4*>(work.partial + work.piece_sums() + int64_t(part) * Tuning::tile) +
+         b * 8 * Tuning::workers + threadIdx.x;
 }
 
-/// A tile from the registers of its workers, rounded where its expert has no other piece.
+/// 64 columns of a tile from the registers of its workers, rounded where its expert has no other piece.
 template <class Tuning>
-__device__ __forceinline__ void conv_weight_finish(const ConvWeightWork& work, const ConvWeightTile& tile,
-                                                   const float (&sums)[Tuning::sums]) {
+__device__ __forceinline__ void conv_weight_finish(const ConvWeightWork& work, const ConvWeightTile& tile, int b,
+                                                   const float* sums) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warpgroup = warp / 4;
   const int row = tile.channel + (Tuning::shared ? 0 : 64 * warpgroup) + 16 * (warp % 4) + lane / 4;
   const int64_t row_size = int64_t(work.taps) * work.in;
   const bool only = tile.piece.count == 1;
   const int64_t matrix = only ? tile.piece.expert : sums_of_piece(work, tile.piece, tile.index);
+  const int block = tile.first_block + (Tuning::shared ? warpgroup * Tuning::columns : 0) + b;
+  const int tap = block / work.in_blocks(), first = block % work.in_blocks() * 64;
 #pragma unroll
-  for (int b = 0; b < Tuning::columns; ++b) {
-    const int block = tile.first_block + (Tuning::shared ? warpgroup * Tuning::columns : 0) + b;
-    const int tap = block / work.in_blocks(), first = block % work.in_blocks() * 64;
+  for (int half = 0; half < 2; ++half) {
+    const int64_t at = (matrix * work.out + row + 8 * half) * row_size + int64_t(tap) * work.in;
+    const bool inside = block < work.blocks() && row + 8 * half < work.out;
+    const auto two = [&](int j) { return float2{sums[4 * j + 2 * half], sums[4 * j + 2 * half + 1]}; };
+    if (only) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int64_t at = (matrix * work.out + row + 8 * half) * row_size + int64_t(tap) * work.in;
-      const bool inside = block < work.blocks() && row + 8 * half < work.out;
-      const auto two = [&](int j) {
-        return float2{sums[32 * b + 4 * j + 2 * half], sums[32 * b + 4 * j + 2 * half + 1]};
-      };
-      if (only) {
+      for (int j = 0; j < 8; j += 4) {
+        const auto packed = [&](int k) { return pack(two(j + k).x, two(j + k).y); };
+        const uint4 vector = vector_of_four(packed(0), packed(1), packed(2), packed(3));
+        const int in = first + 8 * j + 8 * (lane % 4);
+        if (inside && in < work.in) *reinterpret_cast<uint4*>(work.d_weight + at + in) = vector;
+      }
+    } else {
 #pragma unroll
-        for (int j = 0; j < 8; j += 4) {
-          const auto packed = [&](int k) { return pack(two(j + k).x, two(j + k).y); };
-          const uint4 vector = vector_of_four(packed(0), packed(1), packed(2), packed(3));
-          const int in = first + 8 * j + 8 * (lane % 4);
-          if (inside && in < work.in) *reinterpret_cast<uint4*>(work.d_weight + at + in) = vector;
-        }
-      } else {
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          const int in = first + 8 * j + 2 * (lane % 4);
-          if (inside && in < work.in) *reinterpret_cast<float2*>(work.partial + at + in) = two(j);
-        }
+      for (int j = 0; j < 8; ++j) {
+        const int in = first + 8 * j + 2 * (lane % 4);
+        if (inside && in < work.in) *reinterpret_cast<float2*>(work.partial + at + in) = two(j);
       }
     }
   }
@@ -271,18 +265,25 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
       hopper::multiply_wait<0>();
       hopper::settle(sums);
       if (steps > 0) release(before);
-      if (tile.part < 0)
-        conv_weight_finish<Tuning>(work, tile, sums);
-      else if (steps > 0)
-        for_vectors_of_part<Tuning>(work, tile.part, [&](int i, float4& to) {
-          to = {sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]};
-        });
+      if (tile.part >= 0 && steps == 0) continue;
+#pragma unroll
+      for (int b = 0; b < Tuning::columns; ++b) {
+        const float* of_columns = sums + 32 * b;
+        if (tile.part < 0) {
+          conv_weight_finish<Tuning>(work, tile, b, of_columns);
+          continue;
+        }
+        float4* to = sums_of_part<Tuning>(work, tile.part, b);
+#pragma unroll
+        for (int i = 0; i < 8; ++i)
+          to[i * Tuning::workers] = {of_columns[4 * i], of_columns[4 * i + 1], of_columns[4 * i + 2], of_columns[4 * i + 3]};
+      }
     }
   }
 #endif
 }
 
-/// Adds the parts of a tile, in their order. A block has the threads of one that multiplies, with their sums.
+/// Adds the parts of 64 columns of a tile, in their order. A block has the threads of one that multiplies, with their sums.
 template <class Tuning>
 __global__ void __launch_bounds__(Tuning::workers) add_parts_of_tiles(const ConvWeightWork work) {
 #if MOECOD_HOPPER_CODE
@@ -292,19 +293,22 @@ __global__ void __launch_bounds__(Tuning::workers) add_parts_of_tiles(const Conv
   __syncthreads();
   const ConvWeightTurns turns{work, table.pieces() * work.rows * work.columns};
   if (turns.parts == 1 || blockIdx.x >= turns.last) return;
-  float sums[Tuning::sums] = {};
+  float sums[32] = {};
   ConvWeightTile tile;
   for (int part = 0; part < turns.parts; ++part) {
     tile = conv_weight_tile<Tuning>(table, work, turns, turns.whole + blockIdx.x * turns.parts + part);
     if (tile.steps() == 0) continue;
-    for_vectors_of_part<Tuning>(work, tile.part, [&](int i, const float4& from) {
-      sums[4 * i] += from.x;
-      sums[4 * i + 1] += from.y;
-      sums[4 * i + 2] += from.z;
-      sums[4 * i + 3] += from.w;
-    });
+    const float4* from = sums_of_part<Tuning>(work, tile.part, blockIdx.y);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const float4 vector = from[i * Tuning::workers];
+      sums[4 * i] += vector.x;
+      sums[4 * i + 1] += vector.y;
+      sums[4 * i + 2] += vector.z;
+      sums[4 * i + 3] += vector.w;
+    }
   }
-  conv_weight_finish<Tuning>(work, tile, sums);
+  conv_weight_finish<Tuning>(work, tile, blockIdx.y, sums);
 #endif
 }
 
@@ -455,7 +459,7 @@ cudaError_t launch_conv_weight(const ConvWeight& a, const ConvWeightWork& work, 
     if (const cudaError_t error = cudaGetLastError()) return error;
     if (work.parts) {  // of at most half as many tiles as there are blocks
       add_parts_of_tiles<Tuning>
-          <<<(work.turn + 1) / 2, Tuning::workers, (a.groups.experts + 1) * 4, stream>>>(work);
+          <<<dim3((work.turn + 1) / 2, Tuning::columns), Tuning::workers, (a.groups.experts + 1) * 4, stream>>>(work);
       if (const cudaError_t error = cudaGetLastError()) return error;
     }
   }
