@@ -265,7 +265,10 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
       hopper::multiply_wait<0>();
       hopper::settle(sums);
       if (steps > 0) release(before);
-      if (tile.part >= 0 && steps == 0) continue;
+      if (steps == 0) {  // of a part
+#pragma unroll
+        for (float& sum : sums) sum = 0;
+      }
 #pragma unroll
       for (int b = 0; b < Tuning::columns; ++b) {
         const float* of_columns = sums + 32 * b;
@@ -293,12 +296,11 @@ __global__ void __launch_bounds__(Tuning::workers) add_parts_of_tiles(const Conv
   __syncthreads();
   const ConvWeightTurns turns{work, table.pieces() * work.rows * work.columns};
   if (turns.parts == 1 || blockIdx.x >= turns.last) return;
+  const ConvWeightTile tile = conv_weight_tile<Tuning>(table, work, turns, turns.whole + blockIdx.x * turns.parts);
   float sums[32] = {};
-  ConvWeightTile tile;
+#pragma unroll 2
   for (int part = 0; part < turns.parts; ++part) {
-    tile = conv_weight_tile<Tuning>(table, work, turns, turns.whole + blockIdx.x * turns.parts + part);
-    if (tile.steps() == 0) continue;
-    const float4* from = sums_of_part<Tuning>(work, tile.part, blockIdx.y);
+    const float4* from = sums_of_part<Tuning>(work, tile.part + part, blockIdx.y);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const float4 vector = from[i * Tuning::workers];
