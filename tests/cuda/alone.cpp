@@ -336,7 +336,7 @@ void run_linear(const std::vector<int32_t>& offsets, int in, int out) {
 }
 
 /// The gradient of weights where their tiles fill the device once and a little more, so that the last are cut into parts
-/// (on 132 multiprocessors). All channels of a row of x are the same, which makes the sums on the host few.
+/// (on 132 multiprocessors). Channels of a row of x differ by powers of two alone, which makes the sums on the host few.
 void run_weights_in_parts(const std::vector<int32_t>& offsets) {
   constexpr int in = 384, out = 1792;
   const auto experts = static_cast<int>(offsets.size()) - 1;
@@ -345,18 +345,21 @@ void run_weights_in_parts(const std::vector<int32_t>& offsets) {
   if (!cuda::conv_takes(shape)) return;
   const Array<int32_t> bounds(offsets);
   const std::vector<Bits> of_rows = rounded(values(rows, 1));
-  std::vector<Bits> xs(rows * in);
-  for (int64_t i = 0; i < rows * in; ++i) xs[i] = of_rows[i / in];
+  const auto factor = [](int64_t c) { return static_cast<float>(1 << (c + c / 64) % 3); };
+  const auto by = widened(of_rows);
+  std::vector<float> scaled(rows * in);
+  for (int64_t i = 0; i < rows * in; ++i) scaled[i] = by[i / in] * factor(i % in);
+  const std::vector<Bits> xs = rounded(scaled);
   const Array<Bits> x(xs), grad(rounded(values(rows * out, 2))), d_w(int64_t(experts) * out * in);
   run_conv_weight({.groups = {.offsets = bounds.data(), .experts = experts, .rows = rows}, .shape = shape, .x = x.data(),
                    .grad = grad.data(), .d_weight = d_w.data()},
                   "conv_weight in parts");
-  const auto by = widened(of_rows), gs = widened(grad.host());
+  const auto gs = widened(grad.host());
   std::vector<float> sums(int64_t(experts) * out), dws(int64_t(experts) * out * in);
   for (int e = 0; e < experts; ++e)
     for (int64_t n = offsets[e]; n < offsets[e + 1]; ++n)
       for (int64_t o = 0; o < out; ++o) sums[int64_t(e) * out + o] += gs[n * out + o] * by[n];
-  for (std::size_t i = 0; i < dws.size(); ++i) dws[i] = sums[i / in];
+  for (std::size_t i = 0; i < dws.size(); ++i) dws[i] = sums[i / in] * factor(static_cast<int64_t>(i) % in);
   require_close(widened(d_w.host()), dws, "the gradient of weights in parts");
 }
 

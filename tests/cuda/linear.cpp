@@ -98,10 +98,13 @@ TEST(GroupedLinear, EqualsFloat64_CUDA) {
     compare({3000, 0, 1, 2000}, 1288, 328, activation, false, at::kBFloat16, true);
     compare({300, 1, 0, 128}, 136, 1160, activation, false, at::kBFloat16, true);
   }
-  // Gradients of weights whose tiles are a little more than one turn of a large device; also with several pieces.
+  // Gradients of weights whose tiles are a little more than a turn of 132 multiprocessors; also with several pieces.
   compare({3000, 2950, 3050, 2900, 3100}, 384, 1792, Activation::none, false, at::kBFloat16, true);
   compare({7001, 2000, 0, 2999, 3000}, 384, 1792, Activation::none, false, at::kBFloat16, true);
   compare({20, 14970, 0, 0, 10}, 384, 1792, Activation::none, false, at::kBFloat16, true);
+  compare(std::vector<int64_t>(8, 3000), 328, 1032, Activation::none, false, at::kBFloat16, true);
+  compare(std::vector<int64_t>(6, 4000), 392, 1800, Activation::none, false, at::kBFloat16, true);
+  compare(std::vector<int64_t>(8, 12544), 320, 2560, Activation::none, false, at::kBFloat16, true);
 }
 
 TEST(GroupedLinear, OtherTypesAndOddWidthsFallBack_CUDA) {

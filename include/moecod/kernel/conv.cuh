@@ -128,8 +128,8 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
   [[maybe_unused]] __shared__ GateBarriers gate;
   uint8_t* stages = raw + (Tuning::aligned - hopper::shared_address(raw) % Tuning::aligned) % Tuning::aligned;
   uint8_t* rest = stages + Tuning::stages * Tuning::stage;  // what the epilogue needs, and the table
-  const PieceTable table{reinterpret_cast<int32_t*>(rest + epilogue_bytes<Tuning, Kind>(work.moments)), work.groups,
-                         Tuning::positions};
+  const PieceTable table{{reinterpret_cast<int32_t*>(rest + epilogue_bytes<Tuning, Kind>(work.moments)), work.groups,
+                         Tuning::positions}};
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rank = static_cast<int>(blockIdx.x % 2);
   if (warp == 0) table.fill();
   if (threadIdx.x == 32) {

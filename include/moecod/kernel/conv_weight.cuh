@@ -12,8 +12,9 @@
 ///
 /// A block stays for many tiles, and its loads go on while it finishes one. An expert's positions are cut into pieces so
 /// that there is work for all multiprocessors; an expert of one piece is rounded and stored at once, those of several
-/// through float32 sums that a second kernel adds in their order. The tiles of the last turn, where they are too few for all
-/// blocks, are cut into parts once more, which are added likewise. Nothing is atomic. Operations: 2 positions taps in out. Bytes: x and grad, d_weight, and the sums out and in.
+/// through float32 sums that a second kernel adds in their order. The tiles of the last turn, where they are too few for
+/// all blocks, are cut into parts once more, which are added likewise. Nothing is atomic. Operations: 2 positions taps in
+/// out. Bytes: x and grad, d_weight, and the sums out and in.
 namespace moecod::kernel {
 
 namespace detail {
@@ -40,8 +41,8 @@ struct ConvWeightWork {
   int out_width;
   int piece;  // positions a piece, a multiple of 64
   int rows, columns;  // tiles
-  int turn;           // tiles at once: blocks
-  bool parts;         // the last turn's tiles are cut into parts
+  int turn;           // multiprocessors: tiles at once
+  bool parts;         // the last turn's tiles are cut into parts, and there are `turn` blocks; of even loads it is decided
   __nv_bfloat16* d_weight;
   float* partial;
   __host__ __device__ int in_blocks() const { return (in + 63) / 64; }
@@ -51,10 +52,14 @@ struct ConvWeightWork {
   __host__ __device__ int64_t piece_sums() const {
     return groups.items() > piece ? 2 * groups.items() / piece * matrix() : 0;
   }
+  template <class Tuning>
+  int64_t all_sums() const {
+    return piece_sums() + (parts ? int64_t(turn) * Tuning::tile : 0);
+  }
 };
 
 /// Where the sums of a piece lie that is not its expert's only one. Such an expert has the positions of x > 1.5 pieces, and
-/// x rounded is at most floor(2 x), so that 2 positions / work.piece matrices hold those of all experts (conv_weight_partial).
+/// x rounded is at most floor(2 x), so that 2 positions / work.piece matrices hold those of all experts.
 __device__ __forceinline__ int64_t sums_of_piece(const ConvWeightWork& work, const Piece& piece, int64_t index) {
   return 2 * work.groups.each * work.groups.offsets[piece.expert] / work.piece + index - piece.first;
 }
@@ -93,7 +98,7 @@ __device__ __forceinline__ ConvWeightTile conv_weight_tile(const EvenPieceTable&
   tile.piece = table.find(tile.index);
   if (tile.part >= 0) {
     const int steps = tile.steps(), part = tile.part % turns.parts;
-    const auto from = [&](int part) { return tile.piece.begin + 64 * int64_t(steps * part / turns.parts); };
+    const auto from = [&](int i) { return tile.piece.begin + 64 * int64_t(steps * i / turns.parts); };
     const int64_t begin = from(part), end = min(from(part + 1), tile.piece.end);
     tile.piece.begin = begin;
     tile.piece.end = end;
@@ -157,7 +162,7 @@ __device__ __forceinline__ void conv_weight_load(const CUtensorMap& x_map, const
   }
 }
 
-/// Where the part of a tile has its sums of 64 columns, those of a worker 4 x `workers` apart from each other.
+/// Where the part of a tile has its sums of 64 columns: eight vectors of each worker, `workers` vectors apart.
 template <class Tuning>
 __device__ __forceinline__ float4* sums_of_part(const ConvWeightWork& work, int part, int b) {
   return reinterpret_cast<float4*>(work.partial + work.piece_sums() + int64_t(part) * Tuning::tile) +
@@ -264,8 +269,9 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
       }
       hopper::multiply_wait<0>();
       hopper::settle(sums);
-      if (steps > 0) release(before);
-      if (steps == 0) {  // of a part
+      if (steps > 0) {
+        release(before);
+      } else {  // a part of nothing: of a tile of more parts than steps
 #pragma unroll
         for (float& sum : sums) sum = 0;
       }
@@ -375,14 +381,15 @@ template <class Tuning>
 int64_t conv_weight_cost(const ConvWeightWork& work) {
   constexpr int64_t step = 346 * Tuning::columns + 40, launch = 4000;
   const int64_t experts = work.groups.experts, each = (work.groups.items() + experts - 1) / experts;
-  const int64_t pieces = std::max<int64_t>((each + work.piece / 2) / work.piece, 1);
+  const int64_t pieces = std::max<int64_t>((each + work.piece / 2 - 1) / work.piece, 1);  // as EvenPieceTable counts
   const int64_t tiles = experts * pieces * work.rows * work.columns, steps = (each / pieces + 63) / 64;
   const ConvWeightTurns turns{work, static_cast<int>(std::min<int64_t>(tiles, INT_MAX))};
   const int64_t last = turns.last ? (steps + turns.parts - 1) / turns.parts + 4 : 0;
-  const int64_t sums = (pieces > 1 ? experts * pieces * work.matrix() : 0) +
-                       (turns.parts > 1 ? int64_t(turns.last) * turns.parts * Tuning::tile : 0);
-  return ((turns.whole + work.turn - 1) / work.turn * (steps + 4) + last) * step + sums * 8 / 700 +
-         (work.parts ? launch : 0);
+  const int64_t of_pieces = pieces > 1 ? experts * pieces * work.matrix() : 0;
+  const int64_t of_parts = turns.parts > 1 ? int64_t(turns.last) * turns.parts * Tuning::tile : 0;
+  // The parts of few tiles are added by few blocks, of 64 bytes a cycle each.
+  return ((turns.whole + work.turn - 1) / work.turn * (steps + 4) + last) * step + of_pieces * 8 / 700 +
+         std::max<int64_t>(of_parts * 8 / 700, turns.parts * 512) + (work.parts ? launch : 0);
 }
 
 /// Calls f with the tuning, having cut the work: the cheapest of all, of as many pieces an expert as fill the device twice.
@@ -424,10 +431,10 @@ cudaError_t with_conv_weight_tuning(ConvWeightWork work, F&& f) {
 
 }  // namespace detail
 
-/// The number of float32 that ConvWeight::partial must hold (detail::sums_of_piece).
+/// The number of float32 that ConvWeight::partial must hold: sums of pieces and behind them of parts.
 inline cudaError_t conv_weight_partial(const ConvWeight& a, int64_t* size) {
   return detail::with_conv_weight_tuning(detail::conv_weight_work(a), [&](auto tuning, const detail::ConvWeightWork& work) {
-    *size = work.piece_sums() + (work.parts ? int64_t(work.turn) * decltype(tuning)::tile : 0);
+    *size = work.template all_sums<decltype(tuning)>();
     return cudaSuccess;
   });
 }
@@ -465,7 +472,8 @@ cudaError_t launch_conv_weight(const ConvWeight& a, const ConvWeightWork& work, 
       if (const cudaError_t error = cudaGetLastError()) return error;
     }
   }
-  const auto each = static_cast<unsigned>(std::min<int64_t>((work.matrix() / 4 + 255) / 256, 1 + 2048 / a.groups.experts));
+  const int64_t vectors = work.matrix() / 4;
+  const auto each = static_cast<unsigned>(std::min<int64_t>((vectors + 255) / 256, 1 + 4 * work.turn / a.groups.experts));
   add_pieces<<<dim3(each, a.groups.experts), 256, (a.groups.experts + 1) * 4, stream>>>(work);
   return cudaGetLastError();
 }

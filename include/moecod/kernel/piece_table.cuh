@@ -4,17 +4,13 @@
 /// Pieces (pieces.cuh) for blocks that take many: a table in shared memory instead of a walk over the experts for each.
 namespace moecod::kernel::detail {
 
-struct PieceTable {
+/// What both kinds of cutting share.
+struct ExpertsPieces {
   int32_t* first;  ///< [experts + 1], shared: the number of each expert's first piece; the last: of all
   Groups groups;
   int size;
 
   __device__ int pieces() const { return first[groups.experts]; }
-
-  /// A warp's work.
-  __device__ void fill() const {
-    fill_by([&](int64_t items) { return pieces_in(items, size); });
-  }
 
   /// The pieces of an expert: their first and their number.
   __device__ Piece of(int expert) const {
@@ -22,14 +18,6 @@ struct PieceTable {
     piece.expert = expert;
     piece.first = first[expert];
     piece.count = first[expert + 1] - first[expert];
-    return piece;
-  }
-
-  /// The piece of that number, of those that there are.
-  __device__ Piece find(int index) const {
-    Piece piece = expert_of_piece(index);
-    piece.begin += (index - piece.first) * size;
-    piece.end = min(piece.begin + size, piece.end);
     return piece;
   }
 
@@ -57,16 +45,35 @@ struct PieceTable {
   }
 };
 
-/// The same for pieces of evenly many items, in steps of 64 from the expert's first: as many as `size`, a multiple of 64,
-/// goes into its items, rounded, so that an expert of a few more than others has no piece more.
-struct EvenPieceTable : PieceTable {
+/// Pieces cut every `size` items, as find_piece_of_block has them.
+struct PieceTable : ExpertsPieces {
+  /// A warp's work.
+  __device__ void fill() const {
+    fill_by([&](int64_t items) { return pieces_in(items, size); });
+  }
+
+  /// The piece of that number, of those that there are.
+  __device__ Piece find(int index) const {
+    Piece piece = expert_of_piece(index);
+    piece.begin += (index - piece.first) * size;
+    piece.end = min(piece.begin + size, piece.end);
+    return piece;
+  }
+};
+
+/// Pieces of evenly many items, in steps of 64 from the expert's first: as many as `size`, a multiple of 64, goes into its
+/// items, rounded, halves down, and at least one; so that an expert of a few more than others has no piece more.
+struct EvenPieceTable : ExpertsPieces {
+  /// A warp's work.
   __device__ void fill() const {
     fill_by([&](int64_t items) { return items > 0 ? max(pieces_in(items - size / 2, size), 1) : 0; });
   }
 
+  /// The piece of that number, of those that there are.
   __device__ Piece find(int index) const {
     Piece piece = expert_of_piece(index);
-    const auto steps = static_cast<unsigned>(pieces_in(piece.end - piece.begin, 64)), count = static_cast<unsigned>(piece.count);
+    const auto steps = static_cast<unsigned>(pieces_in(piece.end - piece.begin, 64));
+    const auto count = static_cast<unsigned>(piece.count);
     const unsigned i = index - static_cast<unsigned>(piece.first), each = steps / count, more = steps % count;
     const int64_t begin = piece.begin;
     piece.begin = begin + 64 * int64_t(i * each + min(i, more));
