@@ -269,9 +269,8 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
       }
       hopper::multiply_wait<0>();
       hopper::settle(sums);
-      if (steps > 0) {
-        release(before);
-      } else {  // a part of nothing: of a tile of more parts than steps
+      if (steps > 0) release(before);
+      if (steps == 0) {  // a part of a tile of more parts than steps; as `else` it would make sums spill
 #pragma unroll
         for (float& sum : sums) sum = 0;
       }
@@ -473,7 +472,7 @@ cudaError_t launch_conv_weight(const ConvWeight& a, const ConvWeightWork& work, 
     }
   }
   const int64_t vectors = work.matrix() / 4;
-  const auto each = static_cast<unsigned>(std::min<int64_t>((vectors + 255) / 256, 1 + 4 * work.turn / a.groups.experts));
+  const auto each = static_cast<unsigned>(std::min<int64_t>((vectors + 255) / 256, 1 + 2048 / a.groups.experts));
   add_pieces<<<dim3(each, a.groups.experts), 256, (a.groups.experts + 1) * 4, stream>>>(work);
   return cudaGetLastError();
 }
