@@ -33,14 +33,9 @@ struct ExpertsPieces {
 
   /// All items of the expert that has the piece of that number.
   __device__ Piece expert_of_piece(int index) const {
-    int low = 0, high = groups.experts;  // first[low] <= index < first[high]
-    while (high - low > 1) {
-      const int middle = (low + high) / 2;
-      (first[middle] <= index ? low : high) = middle;
-    }
-    Piece piece = of(low);
-    piece.begin = groups.each * groups.offsets[low];
-    piece.end = groups.each * groups.offsets[low + 1];
+    Piece piece = of(expert_of(first, groups.experts, index));
+    piece.begin = groups.each * groups.offsets[piece.expert];
+    piece.end = groups.each * groups.offsets[piece.expert + 1];
     return piece;
   }
 };
