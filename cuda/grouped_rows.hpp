@@ -101,19 +101,36 @@ inline Tensor product(const Tensor& x, const Tensor& weight, const Rows& rows, b
   return y;
 }
 
+/// Rows [N, width] that a kernel sorts as it loads them: sorted row i is that of slot order[i] of N S.
+struct Unsorted {
+  Tensor order;   // [M] int32
+  int slots = 0;  // S
+  static Unsorted by(const Tensor& order, const Tensor& position) {
+    return {order.contiguous(), static_cast<int>(position.size(1))};
+  }
+};
+
+/// grad^T a of each expert, by the convolution's kernel; of one of them the rows may not be sorted yet.
+inline Tensor weight_gradient_by_conv(const Tensor& grad, const Tensor& a, const Tensor& weight, const Rows& rows,
+                                      kernel::ConvWeight::Gathers gathers = kernel::ConvWeight::Gathers::none,
+                                      const Unsorted& unsorted = {}) {
+  const Tensor d_weight = at::empty_like(weight);
+  run_conv_weight({.groups = rows.groups,
+                   .shape = linear_shape(weight),
+                   .x = a.const_data_ptr(),
+                   .grad = grad.const_data_ptr(),
+                   .gathers = gathers,
+                   .order = unsorted.order.defined() ? unsorted.order.const_data_ptr<int32_t>() : nullptr,
+                   .slots = unsorted.slots,
+                   .d_weight = d_weight.mutable_data_ptr()},
+                  a.options());
+  return d_weight;
+}
+
 /// grad^T a of each expert.
 inline Tensor weight_gradient(const Tensor& grad, const Tensor& a, const Tensor& weight, const Rows& rows) {
   if (is_alone(weight)) return at::matmul(grad.t(), a).unsqueeze(0);
-  if (by_conv(weight)) {
-    const Tensor d_weight = at::empty_like(weight);
-    run_conv_weight({.groups = rows.groups,
-                     .shape = linear_shape(weight),
-                     .x = a.const_data_ptr(),
-                     .grad = grad.const_data_ptr(),
-                     .d_weight = d_weight.mutable_data_ptr()},
-                    a.options());
-    return d_weight;
-  }
+  if (by_conv(weight)) return weight_gradient_by_conv(grad, a, weight, rows);
   const Tensor d_weight = at::_grouped_mm(grad.t(), a, rows.ends());
   // A product over no rows is zero; the kernel does not promise it.
   C10_CUDA_CHECK(zero_idle({.groups = rows.groups,
@@ -140,9 +157,10 @@ inline Tensor activated(const Tensor& h, Activation activation, int64_t width) {
   return a;
 }
 
-/// How rows sorted by expert are combined: weights [N, S] float32 of their slots, and order [M] int32.
+/// How rows sorted by expert are combined: by weights [N, S] float32 of their slots.
 struct Combined {
-  Tensor weights, order;
+  Tensor weights;
+  Unsorted unsorted;    // the gradient of the combination
   bool learns = false;  // the gradient of the weights is needed
 };
 
@@ -163,8 +181,8 @@ inline std::tuple<Tensor, Tensor> through_activation(const Tensor& d_a, const Te
 }
 
 /// d_h of swiglu(h), and a computed anew, from the gradient of the layer that it goes into. With `by`, of a combination of
-/// that layer's rows, whose gradient `grad` is: a as large as it counts there, and where they learn the gradient of the
-/// weights.
+/// that layer's rows, whose gradient `grad` is, [N, out]: a as large as it counts there, and where they learn the gradient of
+/// the weights.
 inline std::tuple<Tensor, Tensor, Tensor> gate_backward(const Tensor& grad, const Tensor& h, const Tensor& weight,
                                                         const Rows& rows, const Combined& by = {}) {
   const Tensor d_h = at::empty_like(h), a = at::empty({h.size(0), weight.size(2)}, h.options());
@@ -180,11 +198,12 @@ inline std::tuple<Tensor, Tensor, Tensor> gate_backward(const Tensor& grad, cons
   Tensor d_weights, partial;
   if (by.weights.defined()) {
     arguments.weights = by.weights.const_data_ptr<float>();
-    arguments.order = by.order.const_data_ptr<int32_t>();
+    arguments.order = by.unsorted.order.const_data_ptr<int32_t>();
+    arguments.slots = by.unsorted.slots;
   }
   if (by.learns) {
     // Slots that no row has have no gradient.
-    d_weights = by.order.numel() < by.weights.numel() ? at::zeros_like(by.weights) : at::empty_like(by.weights);
+    d_weights = by.unsorted.order.numel() < by.weights.numel() ? at::zeros_like(by.weights) : at::empty_like(by.weights);
     partial = at::empty({conv_gate_parts(arguments), h.size(0)}, by.weights.options());
     arguments.partial = partial.mutable_data_ptr<float>();
     arguments.d_weights = d_weights.mutable_data_ptr<float>();

@@ -396,11 +396,6 @@ struct SelectBackward {
                            std::string_view);
 };
 
-struct GatherBackward {
-  static constexpr const char* name = "moecod::gather_backward";
-  using signature = Tensor(const Tensor&, const Tensor&, const Tensor&, SymInt);
-};
-
 struct CombineBackward {
   static constexpr const char* name = "moecod::combine_backward";
   using signature = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&,

@@ -79,6 +79,12 @@ auto call(const Arguments&... arguments) {
   return operators::find<Operator>()->call(arguments...);
 }
 
+/// The backward pass of operators::Gather.
+struct GatherBackward {
+  static constexpr const char* name = "moecod::gather_backward";
+  using signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, c10::SymInt);
+};
+
 inline std::optional<at::Tensor> if_defined(const at::Tensor& t) {
   return t.defined() ? std::optional(t) : std::nullopt;
 }

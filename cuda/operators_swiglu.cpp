@@ -26,13 +26,16 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
+using std::optional;
+
 using Needed = std::array<bool, 3>;  // of the gradients; what was not asked for is empty
 
 // --------------------------------------------------------------------------------------------------- the hidden layer
 
 using Kept = std::tuple<Tensor, Tensor>;  // h, swiglu(h)
 
-void check_swiglu(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+void check_swiglu(const Tensor& x, const Tensor& weight, const Tensor& offsets, const optional<Tensor>& order,
+                  const optional<Tensor>& position) {
   TORCH_CHECK(weight.dim() == 3 && weight.sym_size(1) % 2 == 0, "moecod::grouped_swiglu: weight must be [E, 2 n, in], got ",
               weight.sym_sizes());
   TORCH_CHECK(x.dim() >= 2 && x.sym_size(-1) == weight.sym_size(2), "moecod::grouped_swiglu: x must be [M, ..., ",
@@ -40,98 +43,178 @@ void check_swiglu(const Tensor& x, const Tensor& weight, const Tensor& offsets) 
   TORCH_CHECK(x.scalar_type() == weight.scalar_type(), "moecod::grouped_swiglu: x and weight must have one type, got ",
               x.scalar_type(), " and ", weight.scalar_type());
   check_offsets("moecod::grouped_swiglu", offsets, weight.sym_size(0));
-  check_devices("moecod::grouped_swiglu", x, {weight, offsets});
+  TORCH_CHECK(order.has_value() == position.has_value(), "moecod::grouped_swiglu: order and position come together, got ",
+              order ? "order" : "position", " alone");
+  TORCH_CHECK(!order || (x.dim() == 2 && order->dim() == 1 && order->scalar_type() == at::kInt && position->dim() == 2 &&
+                         position->scalar_type() == at::kInt && position->sym_size(0) == x.sym_size(0) &&
+                         order->sym_size(0) <= position->sym_numel()),
+              "moecod::grouped_swiglu: with order, x must be [N, in], order [M] int32 and position [N, S] int32, got ",
+              x.sym_sizes(), ", ", order->sym_sizes(), " and ", position->sym_sizes());
+  check_devices("moecod::grouped_swiglu", x, {weight, offsets, order, position});
 }
 
-Kept swiglu_kept_by_torch(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
-  check_swiglu(x, weight, offsets);
-  const Tensor h = call<operators::GroupedLinear>(x, weight, std::nullopt, offsets, "none", std::nullopt);
+/// The rows of x as `order` sorts them, if it is given.
+Tensor sorted(const Tensor& x, const optional<Tensor>& order, const optional<Tensor>& position) {
+  return order ? call<operators::Gather>(x, *order, *position, c10::SymInt(0)) : x;
+}
+
+Kept swiglu_kept_by_torch(const Tensor& x, const Tensor& weight, const Tensor& offsets, const optional<Tensor>& order,
+                          const optional<Tensor>& position) {
+  check_swiglu(x, weight, offsets, order, position);
+  const Tensor h = call<operators::GroupedLinear>(sorted(x, order, position), weight, std::nullopt, offsets, "none", std::nullopt);
   return {h, layers::activate(h, Activation::swiglu)};
 }
 
-Tensor swiglu_by_torch(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
-  return std::get<1>(swiglu_kept_by_torch(x, weight, offsets));
+Tensor swiglu_by_torch(const Tensor& x, const Tensor& weight, const Tensor& offsets, const optional<Tensor>& order,
+                       const optional<Tensor>& position) {
+  return std::get<1>(swiglu_kept_by_torch(x, weight, offsets, order, position));
 }
 
-/// swiglu(x weight^T); what goes into it is kept in h, unless that is undefined.
-Tensor gate(const Tensor& x, const Tensor& weight, const Tensor& h, const Rows& rows) {
-  const Tensor a = at::empty({x.size(0), weight.size(1) / 2}, x.options());
-  C10_CUDA_CHECK(conv({.groups = rows.groups,
-                       .shape = linear_shape(weight),
-                       .gated = true,
-                       .x = x.const_data_ptr(),
-                       .weight = weight.const_data_ptr(),
-                       .y = a.mutable_data_ptr(),
-                       .h = h.defined() ? h.mutable_data_ptr() : nullptr},
-                      stream()));
-  return a;
+/// Whether kernels sort rows as they load them from x, which they address by 32 bits.
+bool sorts_in_kernel(const Tensor& x, const Tensor& weight) {
+  return by_conv(weight) && x.numel() / 8 <= std::numeric_limits<int32_t>::max();
 }
 
 /// With `keeps` both, else a alone.
-Kept hidden_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offsets, bool keeps) {
-  check_swiglu(x, weight, offsets);
+Kept hidden_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offsets, const optional<Tensor>& order,
+                      const optional<Tensor>& position, bool keeps) {
+  check_swiglu(x, weight, offsets, order, position);
   const c10::cuda::CUDAGuard device(x.device());
-  if (!kernel_takes(takes(x, weight) && weight.size(1) % 16 == 0)) return swiglu_kept_by_torch(x, weight, offsets);
+  if (!kernel_takes(takes(x, weight) && weight.size(1) % 16 == 0))
+    return swiglu_kept_by_torch(x, weight, offsets, order, position);
   const Tensor in = flat(x), w = weight.contiguous();
-  const Rows rows = rows_of(x, offsets);
+  if (order && !sorts_in_kernel(in, w))
+    return hidden_by_kernel(sorted(x, order, position), weight, offsets, std::nullopt, std::nullopt, keeps);
+  const Unsorted unsorted = order ? Unsorted::by(*order, *position) : Unsorted{};
+  Rows rows = rows_of(x, offsets);
+  c10::SymDimVector sizes(x.sym_sizes());
+  if (order) sizes[0] = rows.groups.rows = order->size(0);
+  const auto shaped = [&](const Tensor& items) {
+    sizes.back() = items.size(1);
+    return items.view_symint(sizes);
+  };
   Tensor h, a;
   if (by_conv(w)) {
-    if (keeps) h = at::empty({in.size(0), w.size(1)}, x.options());
-    a = gate(in, w, h, rows);
+    a = at::empty({rows.groups.rows, w.size(1) / 2}, x.options());
+    if (keeps) h = at::empty({rows.groups.rows, w.size(1)}, x.options());
+    C10_CUDA_CHECK(conv({.groups = rows.groups,
+                         .shape = linear_shape(w),
+                         .gated = true,
+                         .x = in.const_data_ptr(),
+                         .weight = w.const_data_ptr(),
+                         .y = a.mutable_data_ptr(),
+                         .h = keeps ? h.mutable_data_ptr() : nullptr,
+                         .order = order ? unsorted.order.const_data_ptr<int32_t>() : nullptr,
+                         .slots = unsorted.slots},
+                        stream()));
   } else {
     h = product(in, w, rows, /*transposed=*/false);
     a = activated(h, Activation::swiglu, w.size(1) / 2);
   }
-  return {keeps ? h.view_symint(with_width(x, w.size(1))) : Tensor(), a.view_symint(with_width(x, w.size(1) / 2))};
+  return {keeps ? shaped(h) : Tensor(), shaped(a)};
 }
 
-Kept swiglu_kept_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
-  return hidden_by_kernel(x, weight, offsets, /*keeps=*/true);
+Kept swiglu_kept_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offsets, const optional<Tensor>& order,
+                           const optional<Tensor>& position) {
+  return hidden_by_kernel(x, weight, offsets, order, position, /*keeps=*/true);
 }
 
-Tensor swiglu_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
-  return std::get<1>(hidden_by_kernel(x, weight, offsets, /*keeps=*/false));
+Tensor swiglu_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offsets, const optional<Tensor>& order,
+                        const optional<Tensor>& position) {
+  return std::get<1>(hidden_by_kernel(x, weight, offsets, order, position, /*keeps=*/false));
 }
 
-Tensor swiglu_shapes(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
-  check_swiglu(x, weight, offsets);
-  return at::empty_symint(with_width(x, weight.sym_size(1) / 2), x.options());
+Tensor swiglu_shapes(const Tensor& x, const Tensor& weight, const Tensor& offsets, const optional<Tensor>& order,
+                     const optional<Tensor>& position) {
+  check_swiglu(x, weight, offsets, order, position);
+  c10::SymDimVector sizes = with_width(x, weight.sym_size(1) / 2);
+  if (order) sizes[0] = order->sym_size(0);
+  return at::empty_symint(sizes, x.options());
 }
 
-Kept swiglu_kept_shapes(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
-  return {at::empty_symint(with_width(x, weight.sym_size(1)), x.options()), swiglu_shapes(x, weight, offsets)};
+Kept swiglu_kept_shapes(const Tensor& x, const Tensor& weight, const Tensor& offsets, const optional<Tensor>& order,
+                        const optional<Tensor>& position) {
+  const Tensor a = swiglu_shapes(x, weight, offsets, order, position);
+  return {at::empty_symint(with_width(a, weight.sym_size(1)), x.options()), a};
 }
 
 template <class Operator>
-auto swiglu_with_autocast(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+auto swiglu_with_autocast(const Tensor& x, const Tensor& weight, const Tensor& offsets, const optional<Tensor>& order,
+                          const optional<Tensor>& position) {
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCUDA);
   const auto type = at::autocast::get_autocast_dtype(at::kCUDA);
   return call<Operator>(at::autocast::cached_cast(type, x, at::kCUDA),
-                        at::autocast::cached_cast(type, weight, at::kCUDA), offsets);
+                        at::autocast::cached_cast(type, weight, at::kCUDA), offsets, order, position);
 }
+
+using NeededOfHidden = std::array<bool, 2>;  // d_x, d_weight
+using OfHidden = std::tuple<Tensor, Tensor>;
+
+/// The gradients of x and weight from that of h.
+OfHidden swiglu_backward_by_torch(const Tensor& d_h, const Tensor& x, const Tensor& weight, const Tensor& offsets,
+                                  const optional<Tensor>& order, const optional<Tensor>& position,
+                                  NeededOfHidden needed) {
+  auto [d_x, d_weight, d_bias] =
+      call<GroupedLinearBackward>(d_h, sorted(x, order, position), weight, offsets, std::string_view("none"),
+                                  std::array<bool, 3>{needed[0], needed[1], false});
+  if (needed[0] && order) d_x = call<GatherBackward>(d_x, *order, *position, c10::SymInt(0));
+  return {d_x, d_weight};
+}
+
+/// Where the rows of x are sorted by the kernel that loads them, here too.
+OfHidden swiglu_backward_by_kernel(const Tensor& d_h, const Tensor& x, const Tensor& weight, const Tensor& offsets,
+                                   const optional<Tensor>& order, const optional<Tensor>& position,
+                                   NeededOfHidden needed) {
+  const c10::cuda::CUDAGuard device(x.device());
+  const Tensor w = weight.contiguous();
+  if (!order || !takes(x, weight) || d_h.scalar_type() != x.scalar_type() || !sorts_in_kernel(x, w))
+    return swiglu_backward_by_torch(d_h, x, weight, offsets, order, position, needed);
+  const Tensor g = readable(flat(d_h));
+  const Rows rows = rows_of(g, offsets);
+  const Unsorted unsorted = Unsorted::by(*order, *position);
+  Tensor d_x = at::empty({0}, x.options()), d_weight = at::empty({0}, w.options());
+  if (needed[0])
+    d_x = call<GatherBackward>(product(g, w, rows, /*transposed=*/true), *order, *position, c10::SymInt(0));
+  if (needed[1]) d_weight = weight_gradient_by_conv(g, flat(x), w, rows, kernel::ConvWeight::Gathers::x, unsorted);
+  return {d_x, d_weight};
+}
+
+OfHidden swiglu_backward_shapes(const Tensor&, const Tensor& x, const Tensor& weight, const Tensor&,
+                                const optional<Tensor>&, const optional<Tensor>&, NeededOfHidden needed) {
+  return {needed[0] ? at::empty_symint(x.sym_sizes(), x.options()) : at::empty({0}, x.options()),
+          needed[1] ? at::empty_symint(weight.sym_sizes(), weight.options()) : at::empty({0}, weight.options())};
+}
+
+struct SwiGluBackward {
+  static constexpr const char* name = "moecod::grouped_swiglu_backward";
+  using signature = OfHidden(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const optional<Tensor>&,
+                             const optional<Tensor>&, NeededOfHidden);
+};
 
 /// Keeps x alone; swiglu(h) has no gradient of its own, since the layer that takes it gives that of h.
 struct GroupedSwiGluFunction : Function<GroupedSwiGluFunction> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& offsets) {
+  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, const Tensor& offsets,
+                               const optional<Tensor>& order, const optional<Tensor>& position) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    ctx->save_for_backward({x, weight, offsets});
+    ctx->save_for_backward({x, weight, offsets, order.value_or(Tensor()), position.value_or(Tensor())});
     ctx->set_materialize_grads(false);
-    const auto [h, a] = call<operators::GroupedSwiGluKept>(x, weight, offsets);
+    const auto [h, a] = call<operators::GroupedSwiGluKept>(x, weight, offsets, order, position);
     ctx->mark_non_differentiable({a});
     return {h, a};
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    if (!grads[0].defined()) return {{}, {}, {}};
+    if (!grads[0].defined()) return {{}, {}, {}, {}, {}};
     const auto saved = ctx->get_saved_variables();
-    const Needed needed{ctx->needs_input_grad(0), ctx->needs_input_grad(1), false};
-    const auto [d_x, d_weight, d_bias] =
-        call<GroupedLinearBackward>(grads[0], saved[0], saved[1], saved[2], std::string_view("none"), needed);
-    return {needed[0] ? d_x : Tensor(), needed[1] ? d_weight : Tensor(), {}};
+    const NeededOfHidden needed{ctx->needs_input_grad(0), ctx->needs_input_grad(1)};
+    const auto [d_x, d_weight] = call<SwiGluBackward>(grads[0], saved[0], saved[1], saved[2], if_defined(saved[3]),
+                                                      if_defined(saved[4]), needed);
+    return {needed[0] ? d_x : Tensor(), needed[1] ? d_weight : Tensor(), {}, {}, {}};
   }
 };
 
-Kept swiglu_kept_with_autograd(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
-  const variable_list out = GroupedSwiGluFunction::apply(x, weight, offsets);
+Kept swiglu_kept_with_autograd(const Tensor& x, const Tensor& weight, const Tensor& offsets,
+                               const optional<Tensor>& order, const optional<Tensor>& position) {
+  const variable_list out = GroupedSwiGluFunction::apply(x, weight, offsets, order, position);
   return {out[0], out[1]};
 }
 
@@ -203,22 +286,26 @@ Gradients swiglu_combine_backward_by_kernel(const Tensor& d_y, const Tensor& h, 
   const c10::cuda::CUDAGuard device(h.device());
   if (!kernel_takes(takes(h, weight)))
     return swiglu_combine_backward_by_torch(d_y, h, weight, offsets, weights, order, position, needed);
-  const Tensor w = weight.contiguous(), grad = readable(spread(d_y, order, position)), before = flat(h);
+  const Tensor w = weight.contiguous(), before = flat(h);
   const Rows rows = rows_of(h, offsets);
-  Tensor d_h, a, d_weights;
-  if (by_conv(w)) {
-    std::tie(d_h, a, d_weights) =
-        gate_backward(grad, before, w, rows, {weights.contiguous(), order.contiguous(), needed[2]});
+  Tensor d_h, a, d_weights, d_weight = at::empty({0}, w.options());
+  if (sorts_in_kernel(d_y, w)) {
+    const Tensor grad = readable(flat(d_y));
+    const Unsorted unsorted = Unsorted::by(order, position);
+    std::tie(d_h, a, d_weights) = gate_backward(grad, before, w, rows, {weights.contiguous(), unsorted, needed[2]});
+    if (needed[1])
+      d_weight = weight_gradient_by_conv(grad, a, w, rows, kernel::ConvWeight::Gathers::grad, unsorted);
   } else {
+    const Tensor grad = readable(spread(d_y, order, position));
     const Tensor d_a = product(grad, w, rows, /*transposed=*/true);
     std::tie(d_h, a) = through_activation(d_a, before, Activation::swiglu, /*wants_a=*/true);
     if (needed[2]) d_weights = weights_gradient(d_a, a, weights, order);
     const Tensor of_rows = Plan::weights_of(order, weights).unsqueeze(1).to(h.scalar_type());
     d_h.mul_(of_rows);
     a.mul_(of_rows);
+    if (needed[1]) d_weight = weight_gradient(grad, a, w, rows);
   }
-  return {needed[0] ? d_h : at::empty({0}, h.options()),
-          needed[1] ? weight_gradient(grad, a, w, rows) : at::empty({0}, w.options()),
+  return {needed[0] ? d_h : at::empty({0}, h.options()), d_weight,
           needed[2] ? d_weights : at::empty({0}, weights.options())};
 }
 
@@ -290,8 +377,11 @@ Both swiglu_combine_with_autocast(const Tensor& h, const Tensor& a, const Tensor
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(moecod, m) {
-  m.def("grouped_swiglu(Tensor x, Tensor weight, Tensor offsets) -> Tensor");
-  m.def("grouped_swiglu_kept(Tensor x, Tensor weight, Tensor offsets) -> (Tensor h, Tensor a)");
+  m.def("grouped_swiglu(Tensor x, Tensor weight, Tensor offsets, Tensor? order=None, Tensor? position=None) -> Tensor");
+  m.def("grouped_swiglu_kept(Tensor x, Tensor weight, Tensor offsets, Tensor? order=None, Tensor? position=None) -> (Tensor h, Tensor a)");
+  m.def(
+      "grouped_swiglu_backward(Tensor d_h, Tensor x, Tensor weight, Tensor offsets, Tensor? order, Tensor? position, "
+      "bool[2] needed) -> (Tensor d_x, Tensor d_weight)");
   m.def(
       "grouped_swiglu_combine(Tensor h, Tensor a, Tensor weight, Tensor offsets, Tensor weights, Tensor order, "
       "Tensor position) -> (Tensor y, Tensor rows)");
@@ -305,18 +395,21 @@ TORCH_LIBRARY_IMPL(moecod, CompositeExplicitAutograd, m) { m.impl("grouped_swigl
 TORCH_LIBRARY_IMPL(moecod, CUDA, m) {
   m.impl("grouped_swiglu", &swiglu_by_kernel);
   m.impl("grouped_swiglu_kept", &swiglu_kept_by_kernel);
+  m.impl("grouped_swiglu_backward", &swiglu_backward_by_kernel);
   m.impl("grouped_swiglu_combine_backward", &swiglu_combine_backward_by_kernel);
 }
 
 TORCH_LIBRARY_IMPL(moecod, CPU, m) {
   m.impl("grouped_swiglu", &swiglu_by_torch);
   m.impl("grouped_swiglu_kept", &swiglu_kept_by_torch);
+  m.impl("grouped_swiglu_backward", &swiglu_backward_by_torch);
   m.impl("grouped_swiglu_combine_backward", &swiglu_combine_backward_by_torch);
 }
 
 TORCH_LIBRARY_IMPL(moecod, Meta, m) {
   m.impl("grouped_swiglu", &swiglu_shapes);
   m.impl("grouped_swiglu_kept", &swiglu_kept_shapes);
+  m.impl("grouped_swiglu_backward", &swiglu_backward_shapes);
   m.impl("grouped_swiglu_combine_backward", &swiglu_combine_backward_shapes);
 }
 
@@ -324,6 +417,7 @@ TORCH_LIBRARY_IMPL(moecod, Autograd, m) {
   m.impl("grouped_swiglu_kept", &swiglu_kept_with_autograd);
   m.impl("grouped_swiglu_combine", &swiglu_combine_with_autograd);
   m.impl("grouped_swiglu", torch::autograd::autogradNotImplementedFallback());
+  m.impl("grouped_swiglu_backward", torch::autograd::autogradNotImplementedFallback());
   m.impl("grouped_swiglu_combine_backward", torch::autograd::autogradNotImplementedFallback());
 }
 

@@ -167,7 +167,7 @@ TEST(GroupedSwiGlu, EqualsFloat64_CUDA) {
     const at::Tensor x = at::randn(sizes, on(at::kBFloat16));
     const at::Tensor w = at::randn({experts, 2 * hidden, in}, on(at::kBFloat16)) / std::sqrt(static_cast<double>(in));
     const int64_t before = operators::fallbacks();
-    const at::Tensor got = operators::find<operators::GroupedSwiGlu>()->call(x, w, offsets_of(rows));
+    const at::Tensor got = operators::find<operators::GroupedSwiGlu>()->call(x, w, offsets_of(rows), std::nullopt, std::nullopt);
     EXPECT_EQ(operators::fallbacks() == before, kernel);
     std::vector<at::Tensor> exact;
     int64_t begin = 0;
@@ -218,14 +218,13 @@ Tensors combined_swiglu(expert::SwiGlu<layers::Stacked>& expert, const at::Tenso
                         bool at_once, bool rows_too) {
   const Plan plan(routing);
   const auto group = layers::Stacked::Group::sorted(plan.offsets);
-  const at::Tensor sorted = gather(x, plan);
   at::Tensor y, rows;
   if (at_once) {
-    const auto both = expert.forward_and_combine(sorted, group, routing.weights, plan.order, plan.position);
+    const auto both = expert.forward_and_combine(x, group, routing.weights, plan.order, plan.position);
     TORCH_CHECK(both, "the experts do not combine their rows");
     std::tie(y, rows) = *both;
   } else {
-    rows = expert.forward(sorted, group);
+    rows = expert.forward(gather(x, plan), group);
     y = combine(rows, routing.weights, plan);
   }
   Tensors inputs = expert.parameters();
@@ -248,6 +247,8 @@ TEST(SwiGlu, CombinesAtOnceAsInTwoSteps_CUDA) {
                          {300, 4, 7, 64, 40, at::kBFloat16},
                          {500, 2, 3, 1040, 600, at::kBFloat16},
                          {500, 2, 3, 1040, 520, at::kBFloat16},
+                         {6000, 3, 5, 1096, 136, at::kBFloat16},
+                         {5000, 2, 4, 328, 320, at::kBFloat16},
                          {40, 1, 2, 24, 8, at::kBFloat16},
                          {90, 1, 1, 64, 32, at::kBFloat16},
                          {30, 2, 4, 10, 6, at::kFloat}}) {
@@ -273,7 +274,38 @@ TEST(SwiGlu, CombinesAtOnceAsInTwoSteps_CUDA) {
         EXPECT_LE(relative_error(got[i], exact[i]), type == at::kFloat ? 1e-4 : 1e-2) << i << ", rows " << rows_too;
       expert.to(type);
     }
+    const torch::NoGradGuard no_grad;
+    const Plan plan(routing);
+    const auto group = layers::Stacked::Group::sorted(plan.offsets);
+    const auto infer = [&] {
+      const auto both = expert.forward_and_combine(x, group, routing.weights, plan.order, plan.position);
+      return Tensors{both->first, both->second};
+    };
+    const Tensors got = infer();
+    if (has_kernel()) expect_repeats(infer);
+    const at::Tensor rows = expert.forward(gather(x, plan), group);
+    EXPECT_TRUE(at::equal(got[1], rows));
+    EXPECT_TRUE(at::equal(got[0], combine(rows, routing.weights, plan)));
   }
+}
+
+TEST(SwiGlu, SortsRowsWithoutWritingThem_CUDA) {
+  MOECOD_NEEDS_CUDA();
+  if (!has_kernel()) GTEST_SKIP() << "no kernel for this device";
+  constexpr int64_t count = 4096, slots = 4, experts = 8, channels = 1280, hidden = 64;
+  expert::SwiGlu<layers::Stacked> expert({.channels = channels, .hidden = hidden}, layers::Stacked{experts});
+  expert.to(at::kCUDA, at::kBFloat16);
+  const at::Tensor x = at::randn({count, channels}, on(at::kBFloat16)).set_requires_grad(true);
+  const Routing routing = Routing::given(std::get<1>(at::rand({count, experts}, on(at::kFloat)).topk(slots)),
+                                         at::rand({count, slots}, on(at::kFloat)), experts);
+  const Plan plan(routing);
+  const auto group = layers::Stacked::Group::sorted(plan.offsets);
+  const auto run = [&] { return expert.forward_and_combine(x, group, routing.weights, plan.order, plan.position); };
+  run();
+  const int64_t before = allocated();
+  const auto both = run();
+  const int64_t kept = allocated() - before - both->first.numel() * 2 - both->second.numel() * 2;
+  EXPECT_LE(kept, count * slots * 2 * hidden * 2 + (1 << 20)) << "bytes; sorted rows would add " << count * slots * channels * 2;
 }
 
 TEST(SwiGlu, InferenceEqualsTraining_CUDA) {

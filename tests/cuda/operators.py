@@ -138,6 +138,20 @@ class Operators:
         position[order.long()] = torch.arange(11, dtype=torch.int32, device=self.device)
         return torch.rand(6, 2, device=self.device, requires_grad=True), order, position.view(6, 2)
 
+    def test_grouped_swiglu_of_rows_that_it_sorts(self):
+        x, up = self.normal(6, 6, grad=True), self.normal(4, 10, 6, grad=True)
+        _, order, position = self.combination()
+        h, a = ops.grouped_swiglu_kept(x, up, self.offsets(), order, position)
+        rows = ops.gather(x, order, position, 0)
+        self.check(h, self.experts(lambda rows, e: rows @ up[e].T, rows), (x, up))
+        want = torch.nn.functional.silu(h[:, :5]) * h[:, 5:]
+        torch.testing.assert_close(a, want)
+        torch.testing.assert_close(ops.grouped_swiglu(x.detach(), up.detach(), self.offsets(), order, position), want)
+        with self.assertRaisesRegex(RuntimeError, "order and position come together"):
+            ops.grouped_swiglu(x.detach(), up.detach(), self.offsets(), order)
+        with self.assertRaisesRegex(RuntimeError, "x must be"):
+            ops.grouped_swiglu(x.detach()[:5], up.detach(), self.offsets(), order, position)
+
     def test_grouped_swiglu_combine(self):
         x, up = self.normal(11, 6, grad=True), self.normal(4, 10, 6, grad=True)
         down = self.normal(4, 7, 5, grad=True)
@@ -226,6 +240,10 @@ class Operators:
                                      self.normal(4, 5, grad=True), offsets, "swiglu"))
         opcheck(ops.grouped_swiglu, (self.normal(11, 6), self.normal(4, 10, 6), offsets))
         opcheck(ops.grouped_swiglu_kept, (self.normal(11, 6, grad=True), self.normal(4, 10, 6, grad=True), offsets))
+        _, order, position = self.combination()
+        opcheck(ops.grouped_swiglu_kept, (self.normal(6, 6, grad=True), self.normal(4, 10, 6, grad=True), offsets, order, position))
+        opcheck(ops.grouped_swiglu_backward, (self.normal(11, 10), self.normal(6, 6), self.normal(4, 10, 6), offsets, order,
+                                              position, [True, True]))
         opcheck(ops.grouped_swiglu_combine, (self.normal(11, 12, grad=True), self.normal(11, 6), self.normal(4, 5, 6, grad=True),
                                              offsets, *self.combination()))
         images = self.normal(11, 4, 6, 5).contiguous(memory_format=torch.channels_last).requires_grad_()

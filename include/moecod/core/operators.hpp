@@ -49,15 +49,19 @@ struct GroupedLinear {
 
 struct GroupedSwiGlu {
   static constexpr const char* name = "moecod::grouped_swiglu";
-  /// (x, weight, offsets) -> silu(g) u of [g, u] = x weight^T, of each row's expert; without gradients
-  using signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&);
+  /// (x, weight, offsets, order, position) -> silu(g) u of [g, u] = x weight^T, of each row's expert; without gradients.
+  /// With order and position the rows are those that Gather makes of x, which are not written.
+  using signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+                               const std::optional<at::Tensor>&);
 };
 
 struct GroupedSwiGluKept {
   static constexpr const char* name = "moecod::grouped_swiglu_kept";
-  /// (x, weight, offsets) -> h = x weight^T of each row's expert, and silu(g) u of [g, u] = h. The gradient goes through
-  /// h: the second is for GroupedLinear, which takes both.
-  using signature = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&);
+  /// (x, weight, offsets, order, position) -> h = x weight^T of each row's expert, and silu(g) u of [g, u] = h. The gradient
+  /// goes through h: the second is for GroupedLinear, which takes both. Order and position: as of GroupedSwiGlu.
+  using signature = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                                       const std::optional<at::Tensor>&,
+                                                       const std::optional<at::Tensor>&);
 };
 
 struct GroupedSwiGluCombine {

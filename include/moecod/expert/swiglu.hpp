@@ -40,9 +40,10 @@ class SwiGlu : public torch::nn::Module {
     return down_->forward(h, group, layers::Activation::swiglu, a);
   }
 
-  /// Where an operator does both at once and that pays (d >= n; else what it adds to the gate's backward pass takes longer
-  /// than to read the rows): what a combination by weights [N, S], of the slots that order and position name
-  /// (moecod::Plan), makes of the rows forward(x, group), and these rows. The gradient of the weights then needs no rows.
+  /// Where operators sort rows as they load them and that pays: what a combination by weights [N, S], of the slots that order
+  /// and position name (moecod::Plan), makes of the rows forward(gather(x)), and these rows. x [N, d] -> [N, d], [M, d].
+  /// Neither sorted x is written, nor, while gradients are recorded, the gradients of the rows: that of the weights comes from
+  /// where the gate's does. There it is for d >= n alone, since it adds to the gate's backward pass.
   std::optional<std::pair<at::Tensor, at::Tensor>> forward_and_combine(const at::Tensor& x,
                                                                        const typename Layers::Group& group,
                                                                        const at::Tensor& weights,
@@ -50,12 +51,17 @@ class SwiGlu : public torch::nn::Module {
                                                                        const at::Tensor& position)
     requires(Layers::stacked)
   {
-    const auto* both = layers::find_grouped<operators::GroupedSwiGluCombine>(x, group);
-    if (!both || x.dim() != 2 || weights.scalar_type() != at::kFloat ||
-        down_->weight.size(-2) < down_->weight.size(-1))
-      return {};
-    const auto [h, a] = up_->forward_swiglu_kept(x, group);
-    const auto [y, rows] = both->call(h, a, down_->weight, group.offsets, weights, order, position);
+    const auto* hidden = layers::find_grouped<operators::GroupedSwiGlu>(x, group);
+    if (!hidden || x.dim() != 2 || weights.scalar_type() != at::kFloat) return {};
+    if (!at::GradMode::is_enabled()) {
+      const at::Tensor rows = down_->forward(hidden->call(x, up_->weight, group.offsets, order, position), group);
+      return std::pair(operators::find<operators::Combine>()->call(rows, weights, order, position), rows);
+    }
+    if (down_->weight.size(-2) < down_->weight.size(-1)) return {};
+    const auto [h, a] =
+        operators::find<operators::GroupedSwiGluKept>()->call(x, up_->weight, group.offsets, order, position);
+    const auto [y, rows] = operators::find<operators::GroupedSwiGluCombine>()->call(h, a, down_->weight, group.offsets,
+                                                                                    weights, order, position);
     return std::pair(y, rows);
   }
 

@@ -188,6 +188,8 @@ struct ConvShape {
 ///
 /// `weights`: what was made of each row's a counted so much more, so y and a become that much larger; and d_weights becomes
 /// their gradient, the product of a and its gradient, in the slots that `order` names.
+///
+/// `slots`: x is not sorted yet. Row i is x[order[i] / slots], gathered as it is loaded. Gated, of one tap.
 struct Conv {
   Groups groups;  ///< each: set by the launch
   ConvShape shape;
@@ -199,7 +201,8 @@ struct Conv {
   void* h = nullptr;             ///< gated: [M, H', W', out], or transposed [M, H, W, 2 in]
   void* a = nullptr;             ///< gated and transposed: [M, H, W, in]
   const float* weights = nullptr;  ///< gated and transposed, of rows: [slots] or null
-  const int32_t* order = nullptr;  ///< with weights: [M], each row's slot
+  const int32_t* order = nullptr;  ///< with weights or slots: [M], each row's slot
+  int slots = 0;                   ///< S, or 0 where x is sorted
   float* partial = nullptr;        ///< with weights: [conv_gate_parts(), M], or null where d_weights is not needed
   float* d_weights = nullptr;      ///< with partial: [slots]; slots that no row has are left alone
   /// Mean, and sum of squares about it, of each channel over each piece of conv_piece() positions of one
@@ -207,11 +210,16 @@ struct Conv {
   float* moments = nullptr;
 };
 
+/// `gathers`: of x or of grad, row i is that of order[i] / slots, gathered as it is loaded; of one tap.
 struct ConvWeight {
+  enum class Gathers : int { none, x, grad };
   Groups groups;
   ConvShape shape;
   const void* x = nullptr;     ///< [M, H, W, in]
   const void* grad = nullptr;  ///< [M, H', W', out]
+  Gathers gathers = Gathers::none;
+  const int32_t* order = nullptr;  ///< [M], each row's slot
+  int slots = 0;                   ///< S
   float* partial = nullptr;    ///< [conv_weight_partial()] or null where that is 0
   void* d_weight = nullptr;    ///< [E, out, kh, kw, in]
 };

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "moecod/kernel/conv_gate.cuh"
+#include "moecod/kernel/gather_tile.cuh"
 
 /// Convolution of images sorted by expert, each with its expert's weights; also the gradient of its input. A linear
 /// layer of rows sorted by expert is one of images of one position.
@@ -12,7 +13,8 @@
 /// An implicit matrix product, y [positions, out] = x [positions, taps x in] * weight^T, for compute capability 9.0. A
 /// block computes tiles of consecutive positions of one expert (they may go over the images' ends) and `Channels`
 /// channels, one after the other. One thread has TMA bring, for each tap and 64 channels in, the positions moved by the
-/// tap (im2col mode: what lies outside of an image is zero) and the expert's weights, without a pause between tiles;
+/// tap (im2col mode: what lies outside of an image is zero) and the expert's weights, without a pause between tiles (rows
+/// that are not sorted yet come by two warps, gather_tile.cuh);
 /// two warpgroups multiply, and finish a tile from their registers while the loads of the next arrive. Two blocks form
 /// a cluster with the same channels; where their pieces are of one expert, each loads half of the weights for both. The
 /// gradient of the input is the same with the taps in the opposite order and the weights' tiles read across.
@@ -24,15 +26,22 @@ namespace moecod::kernel {
 
 namespace detail {
 
+/// Whether the rows of x are gathered as they are loaded.
+template <ConvKind Kind>
+__device__ __forceinline__ bool gathers_x(const ConvWork& work) {
+  return is_gate(Kind) && work.slots > 0;
+}
+
 #if MOECOD_HOPPER_CODE
-/// One thread's work: all loads of the block.
+/// One thread's work: all loads of the block that TMA does.
 template <class Tuning, ConvKind Kind>
 __device__ __forceinline__ void conv_load(const ConvMaps& maps, const ConvWork& work, const PieceTable& table,
                                           int tiles, int rank, uint8_t* stages, uint64_t* full, uint64_t* empty) {
   constexpr bool across = reads_across(Kind);
   constexpr int channels = has_pairs(Kind) ? Tuning::channels / 2 : Tuning::channels;
-  constexpr uint32_t bytes =
-      Tuning::rows * Tuning::row_block + (across ? Tuning::columns * Tuning::column_block : Tuning::channels * 128);
+  const bool gathers = gathers_x<Kind>(work);  // then x comes by conv_gather
+  const uint32_t bytes = (gathers ? 0 : Tuning::rows * Tuning::row_block) +
+                         (across ? Tuning::columns * Tuning::column_block : Tuning::channels * 128);
   const int chunks = (work.in + 63) / 64, steps = chunks * work.taps;
   hopper::Ring<Tuning::stages> ring;
   for (int number = blockIdx.x / 2; number < tiles; number += gridDim.x / 2) {
@@ -55,7 +64,9 @@ __device__ __forceinline__ void conv_load(const ConvMaps& maps, const ConvWork& 
       uint8_t* to = stages + ring.stage * Tuning::stage;
 #pragma unroll
       for (int i = 0; i < Tuning::rows; ++i)
-        if (work.rows_alone)
+        if (gathers)
+          continue;
+        else if (work.rows_alone)
           hopper::load_box(to + i * Tuning::row_block, maps.x, arrived, 64 * chunk,
                            static_cast<int>(tile.piece.begin) + 128 * i);
         else
@@ -108,6 +119,37 @@ __device__ __forceinline__ void conv_load(const ConvMaps& maps, const ConvWork& 
     }
   }
 }
+
+/// The work of one of two warps: the loads of x where its rows are gathered.
+template <class Tuning>
+__device__ __forceinline__ void conv_gather(const ConvWork& work, const PieceTable& table, int channels, int tiles, int rank,
+                                            int warp, uint8_t* stages, uint64_t* full, uint64_t* empty) {
+  constexpr int halves = Tuning::positions / 64;
+  const int steps = (work.in + 63) / 64, vectors = work.in / 8;
+  const auto find = [&](int number, uint32_t (&source)[halves]) {
+    const ConvTile tile = conv_tile(table, work, channels, number, rank);
+#pragma unroll
+    for (int i = 0; i < halves; ++i) {  // behind the piece's end what nobody stores
+      const int row = 32 * (halves * warp + i) + threadIdx.x % 32;
+      source[i] = row < tile.rows() ? work.order[tile.piece.begin + row] / work.slots * vectors : 0;
+    }
+  };
+  Gatherer<Tuning::stages, 32 * halves> gatherer(warp, full, empty);
+  uint32_t next[halves] = {};
+  int number = blockIdx.x / 2;
+  if (number < tiles) find(number, next);
+  while (number < tiles) {
+    gatherer.set_rows(work.x, next);
+    number += gridDim.x / 2;
+    if (number < tiles) find(number, next);  // ahead: two reads, one after the other
+    for (int step = 0; step < steps; ++step) {
+      uint8_t* to = stages + gatherer.begin() * Tuning::stage;
+      gatherer.copy(to, vectors - 8 * step);
+      gatherer.move_on();
+      gatherer.end();
+    }
+  }
+}
 #endif
 
 /// Shared memory of the epilogue.
@@ -134,7 +176,7 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
   if (warp == 0) table.fill();
   if (threadIdx.x == 32) {
     for (int i = 0; i < Tuning::stages; ++i) {
-      hopper::barrier_init(&full[i], 1);
+      hopper::barrier_init(&full[i], gathers_x<Kind>(work) ? 1 + gather_arrivals : 1);
       hopper::barrier_init(&empty[i], (work.clusters ? 2 : 1) * Tuning::workers / 32);
     }
     if constexpr (is_staged<Tuning>(Kind)) {
@@ -155,6 +197,8 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
     if constexpr (is_staged<Tuning>(Kind))
       if (warp == Tuning::workers / 32 + 1 && lane == 0)
         gate_move<Tuning, Kind>(maps, work, table, tiles, rank, rest, gate);
+    if (const int gatherer = warp - Tuning::workers / 32 - 2; gathers_x<Kind>(work) && gatherer >= 0)
+      conv_gather<Tuning>(work, table, channels, tiles, rank, gatherer, stages, full, empty);
   } else {
     hopper::more_registers<232>();
     const int warpgroup = warp / 4, steps = (work.in + 63) / 64 * work.taps;
@@ -174,6 +218,7 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
       int before = 0;
       for (int step = 0; step < steps; ++step) {
         hopper::barrier_wait(&full[ring.stage], ring.parity);
+        if (gathers_x<Kind>(work)) hopper::publish_stores();
         const uint32_t at = hopper::shared_address(stages) + ring.stage * Tuning::stage;
         const uint32_t x = at + warpgroup * Tuning::rows * Tuning::row_block / 2;
         const uint32_t weight = at + Tuning::rows * Tuning::row_block;
@@ -275,6 +320,8 @@ cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
   work.kept = is_gate_backward(Kind) ? static_cast<const __nv_bfloat16*>(a.h) : nullptr;
   work.weights = a.weights;
   work.order = a.order;
+  work.slots = a.slots;
+  work.x = a.x;
   work.partial = a.partial;
   work.moments = a.moments;
   int lower[2], upper[2];
@@ -285,10 +332,11 @@ cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
   }
   work.low_down = lower[0];
   work.low_right = lower[1];
+  if (const cudaError_t error = hopper::bind_context()) return error;
   ConvMaps maps;
   if (const cudaError_t error =
           work.rows_alone
-              ? hopper::tiled_map<2>(&maps.x, a.x, {uint64_t(work.in), uint64_t(work.groups.items())}, {64, 128})
+              ? hopper::tiled_map<2>(&maps.x, a.x, {uint64_t(work.in), uint64_t(a.slots ? 1 : work.groups.items())}, {64, 128})
               : hopper::columns_map(&maps.x, a.x, a.groups.rows, a.transposed ? s.out_height() : s.height,
                                     a.transposed ? s.out_width() : s.width, work.in, lower, upper, 128))
     return error;

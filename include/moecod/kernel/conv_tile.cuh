@@ -58,7 +58,9 @@ struct ConvWork {
   __nv_bfloat16* h;  // gated_kept: h; gate_backward: d_h
   const __nv_bfloat16* kept;  // gate_backward: h
   const float* weights;       // gate_backward_weighted: of slots
-  const int32_t* order;       // gate_backward_weighted: each row's slot
+  const int32_t* order;       // gate_backward_weighted, or with slots: each row's slot
+  int slots;                  // kinds with a gate: x's rows are gathered, the one of order / slots each; 0: they are sorted
+  const void* x;              // with slots
   float* partial;             // gate_backward_weighted: the weights' gradients of each column of tiles, or null
   float* moments;
 };

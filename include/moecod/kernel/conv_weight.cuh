@@ -1,13 +1,15 @@
 #pragma once
 #include <algorithm>
+#include <utility>
 
 #include "moecod/kernel/conv_epilogue.cuh"
+#include "moecod/kernel/gather_tile.cuh"
 
 /// The gradient of a grouped convolution's weights.
 ///
 /// For each expert a matrix product over its positions, d_weight [out, taps x in] = grad^T [out, positions] * x
 /// [positions, taps x in], for compute capability 9.0. TMA brings 64 positions of both, x moved by the tap of each 64
-/// columns; both are read across. Positions behind the piece's end belong to another expert and are zeroed in shared
+/// columns; rows that are not sorted yet come by two warps (gather_tile.cuh). Both are read across. Positions behind the piece's end belong to another expert and are zeroed in shared
 /// memory.
 ///
 /// A block stays for many tiles, and its loads go on while it finishes one. An expert's positions are cut into pieces so
@@ -43,6 +45,10 @@ struct ConvWeightWork {
   int rows, columns;  // tiles
   int turn;           // multiprocessors: tiles at once
   bool parts;         // the last turn's tiles are cut into parts, and there are `turn` blocks; of even loads it is decided
+  ConvWeight::Gathers gathers;
+  const int32_t* order;  // of what is gathered, each row's slot
+  int slots;             // a row
+  const void* gathered;
   __nv_bfloat16* d_weight;
   float* partial;
   __host__ __device__ int in_blocks() const { return (in + 63) / 64; }
@@ -116,10 +122,13 @@ __device__ __forceinline__ void conv_weight_load(const CUtensorMap& x_map, const
   const int in_blocks = work.in_blocks();
   const ConvWeightTurns turns{work, table.pieces() * work.rows * work.columns};
   const int height = static_cast<int>(work.groups.each / work.out_width);
+  const bool gathers_x = RowsAlone && work.gathers == ConvWeight::Gathers::x;  // comes by conv_weight_gather
+  const bool gathers_grad = RowsAlone && work.gathers == ConvWeight::Gathers::grad;
   hopper::Ring<Tuning::stages> ring;
   for (int number = blockIdx.x; number < turns.count(); number += gridDim.x) {
     const ConvWeightTile tile = conv_weight_tile<Tuning>(table, work, turns, number);
     const int blocks = min(work.blocks() - tile.first_block, Tuning::x_blocks);
+    const int loads = (gathers_grad ? 0 : Tuning::grad_blocks) + (gathers_x ? 0 : blocks);
     // Divisions are slow: none in the loop over steps. Of each block: channel, right << 16, down << 24.
     unsigned source[Tuning::x_blocks];
 #pragma unroll
@@ -135,15 +144,16 @@ __device__ __forceinline__ void conv_weight_load(const CUtensorMap& x_map, const
       uint8_t* to = stages + ring.stage * Tuning::stage;
       uint64_t* arrived = &full[ring.stage];
       hopper::barrier_wait(&empty[ring.stage], ring.parity ^ 1);
-      hopper::barrier_expect(arrived, (Tuning::grad_blocks + blocks) * Tuning::block);
+      hopper::barrier_expect(arrived, loads * Tuning::block);
 #pragma unroll
       for (int i = 0; i < Tuning::grad_blocks; ++i)
-        hopper::load_box(to + i * Tuning::block, grad_map, arrived, tile.channel + 64 * i, position);
+        if (!gathers_grad)
+          hopper::load_box(to + i * Tuning::block, grad_map, arrived, tile.channel + 64 * i, position);
       to += Tuning::grad_blocks * Tuning::block;
 #pragma unroll
       for (int i = 0; i < Tuning::x_blocks; ++i) {
         const int channel = source[i] & 0xffff, right = source[i] >> 16 & 0xff, down = source[i] >> 24;
-        if (i >= blocks) continue;
+        if (i >= blocks || gathers_x) continue;
         if constexpr (RowsAlone)
           hopper::load_box(to + i * Tuning::block, x_map, arrived, channel, position);
         else
@@ -158,6 +168,37 @@ __device__ __forceinline__ void conv_weight_load(const CUtensorMap& x_map, const
             ++n;
           }
       ring.next();
+    }
+  }
+}
+
+/// The work of one of two warps: the loads of x or of grad where its rows are gathered.
+template <class Tuning>
+__device__ __forceinline__ void conv_weight_gather(const ConvWeightWork& work, const EvenPieceTable& table, int warp,
+                                                   uint8_t* stages, uint64_t* full, uint64_t* empty) {
+  const bool of_x = work.gathers == ConvWeight::Gathers::x;
+  if (of_x) stages += Tuning::grad_blocks * Tuning::block;
+  const int vectors = (of_x ? work.in : work.out) / 8;
+  const ConvWeightTurns turns{work, table.pieces() * work.rows * work.columns};
+  Gatherer<Tuning::stages, 32> gatherer(warp, full, empty);
+  for (int number = blockIdx.x; number < turns.count(); number += gridDim.x) {
+    const ConvWeightTile tile = conv_weight_tile<Tuning>(table, work, turns, number);
+    const int blocks = of_x ? min(work.blocks() - tile.first_block, Tuning::x_blocks) : Tuning::grad_blocks;
+    const int first = of_x ? 8 * tile.first_block : tile.channel / 8, left = vectors - first;
+    const auto* from = static_cast<const uint4*>(work.gathered) + first;
+    const auto rows = static_cast<int>(tile.piece.end - tile.piece.begin);
+    const auto slot = [&](int row) {  // behind the piece's end what the workers replace by zeros
+      return work.order[tile.piece.begin + min(row + 32 * warp + static_cast<int>(threadIdx.x) % 32, rows - 1)];
+    };
+    int next = rows > 0 ? slot(0) : 0;
+    for (int row = 0; row < rows; row += 64) {
+      gatherer.set_rows(from, {static_cast<uint32_t>(next / work.slots * vectors)});
+      next = slot(row + 64);  // ahead
+      uint8_t* to = stages + gatherer.begin() * Tuning::stage;
+      [&]<int... Block>(std::integer_sequence<int, Block...>) {
+        ((Block < blocks ? gatherer.template copy<Block>(to + Block * Tuning::block, left) : void()), ...);
+      }(std::make_integer_sequence<int, Tuning::x_blocks>{});
+      gatherer.end();
     }
   }
 }
@@ -217,7 +258,7 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
   if (warp == 0) table.fill();
   if (threadIdx.x == 32) {
     for (int i = 0; i < Tuning::stages; ++i) {
-      hopper::barrier_init(&full[i], 1);
+      hopper::barrier_init(&full[i], work.gathers == ConvWeight::Gathers::none ? 1 : 1 + gather_arrivals);
       hopper::barrier_init(&empty[i], Tuning::workers / 32);
     }
     hopper::barrier_init_done();
@@ -227,6 +268,9 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
     hopper::fewer_registers<40>();
     if (warp == Tuning::workers / 32 && lane == 0)
       conv_weight_load<Tuning, RowsAlone>(x_map, grad_map, work, table, stages, full, empty);
+    if constexpr (RowsAlone)
+      if (const int gatherer = warp - Tuning::workers / 32 - 2; work.gathers != ConvWeight::Gathers::none && gatherer >= 0)
+        conv_weight_gather<Tuning>(work, table, gatherer, stages, full, empty);
   } else {
     hopper::more_registers<232>();
     const int warpgroup = warp / 4;
@@ -243,6 +287,7 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
       const int steps = tile.steps();
       for (int step = 0; step < steps; ++step, left -= 64) {
         hopper::barrier_wait(&full[ring.stage], ring.parity);
+        if (RowsAlone && work.gathers != ConvWeight::Gathers::none) hopper::publish_stores();
         uint8_t* here = stages + ring.stage * Tuning::stage;
         if (left < 64) {
           hopper::multiply_wait<0>();
@@ -360,6 +405,10 @@ inline ConvWeightWork conv_weight_work(const ConvWeight& a) {
   work.out_width = s.out_width();
   work.d_weight = static_cast<__nv_bfloat16*>(a.d_weight);
   work.partial = a.partial;
+  work.gathers = a.gathers;
+  work.order = a.order;
+  work.slots = a.slots;
+  work.gathered = a.gathers == ConvWeight::Gathers::x ? a.x : a.grad;
   return work;
 }
 
@@ -447,15 +496,17 @@ cudaError_t launch_conv_weight(const ConvWeight& a, const ConvWeightWork& work, 
     int upper[2];
     for (int i = 0; i < 2; ++i) upper[i] = s.padding[i] - s.dilation[i] * (s.kernel[i] - 1);
     const int lower[] = {-s.padding[0], -s.padding[1]};
+    if (const cudaError_t error = hopper::bind_context()) return error;
     CUtensorMap x_map, grad_map;
+    const auto rows_map = [&](CUtensorMap* map, const void* data, int width, bool gathered) {
+      return hopper::tiled_map<2>(map, data, {uint64_t(width), uint64_t(gathered ? 1 : work.groups.items())}, {64, 64});
+    };
     if (const cudaError_t error =
             RowsAlone
-                ? hopper::tiled_map<2>(&x_map, a.x, {uint64_t(s.in), uint64_t(work.groups.items())}, {64, 64})
+                ? rows_map(&x_map, a.x, s.in, a.gathers == ConvWeight::Gathers::x)
                 : hopper::columns_map(&x_map, a.x, a.groups.rows, s.height, s.width, s.in, lower, upper, 64))
       return error;
-    if (const cudaError_t error = hopper::tiled_map<2>(
-            &grad_map, a.grad, {uint64_t(s.out), uint64_t(work.groups.items())}, {64, 64}))
-      return error;
+    if (const cudaError_t error = rows_map(&grad_map, a.grad, s.out, a.gathers == ConvWeight::Gathers::grad)) return error;
     const auto kernel = conv_weight<Tuning, RowsAlone>;
     const uint32_t dynamic = Tuning::dynamic(a.groups.experts);
     if (const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),

@@ -31,6 +31,14 @@ inline bool is_hopper() {
          minor == 0;
 }
 
+/// Makes the current device's context that of this thread, which the driver's functions below need and the runtime's calls do
+/// for themselves: this may be what a thread of autograd's begins with.
+inline cudaError_t bind_context() {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  return error ? error : cudaSetDevice(device);
+}
+
 /// A function of the driver, found through the runtime, so that nothing links libcuda; null where it has none.
 template <class Function>
 Function driver_function(const char* name) {
@@ -228,6 +236,18 @@ __device__ __forceinline__ void load_columns(void* to, const CUtensorMap& map, u
       "l"(&map), "r"(shared_address(barrier)), "r"(channel), "r"(w), "r"(h), "r"(n),
       "h"(static_cast<uint16_t>(right)), "h"(static_cast<uint16_t>(down))
       : "memory");
+}
+
+// --- copies of 16 bytes by single threads
+
+/// Copies a vector from global to shared memory, or zeros there, some time.
+__device__ __forceinline__ void copy_vector(uint32_t to, const void* from, bool inside) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(inside ? 16 : 0)
+               : "memory");
+}
+/// Arrives at the barrier once all of the thread's copies so far have landed.
+__device__ __forceinline__ void copies_arrive(uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
 // --- products of a warpgroup (four warps) from tiles in shared memory

@@ -5,6 +5,7 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <cmath>
+#include <optional>
 #include <utility>
 
 #include "moecod/layers/activation.hpp"
@@ -60,7 +61,7 @@ class Linear : public torch::nn::Module, public Decays {
   at::Tensor forward_swiglu(const at::Tensor& x, const typename Layers::Group& group = {}) {
     if constexpr (Layers::stacked) {
       if (const auto* grouped = find_grouped<operators::GroupedSwiGlu>(x, group); grouped && !bias.defined())
-        return grouped->call(x, weight, group.offsets);
+        return grouped->call(x, weight, group.offsets, std::nullopt, std::nullopt);
     }
     return activate(forward(x, group), Activation::swiglu);
   }
@@ -70,7 +71,7 @@ class Linear : public torch::nn::Module, public Decays {
   std::pair<at::Tensor, at::Tensor> forward_swiglu_kept(const at::Tensor& x, const typename Layers::Group& group = {}) {
     if constexpr (Layers::stacked) {
       if (const auto* grouped = find_grouped<operators::GroupedSwiGluKept>(x, group); grouped && !bias.defined()) {
-        const auto [h, a] = grouped->call(x, weight, group.offsets);
+        const auto [h, a] = grouped->call(x, weight, group.offsets, std::nullopt, std::nullopt);
         return {h, a};
       }
     }

@@ -20,13 +20,13 @@ struct Grouped {
     typename Experts::template parts<X> part;
     part.rows = Later([order = plan.order, slots = plan.slots] { return Plan::rows_of(order, slots); });
     part.weights = Later([order = plan.order, weights = routing.weights] { return Plan::weights_of(order, weights); });
-    const auto sorted = gather(experts.input(x), plan);
-    if constexpr (requires { experts.run_and_combine(sorted, plan, routing.weights); })
-      if (const auto both = experts.run_and_combine(sorted, plan, routing.weights)) {
+    decltype(auto) in = experts.input(x);
+    if constexpr (requires { experts.run_and_combine(in, plan, routing.weights); })
+      if (const auto both = experts.run_and_combine(in, plan, routing.weights)) {
         part.output = both->second;
         return Executed<decltype(part)>{both->first, std::move(part)};
       }
-    part.output = experts.run_sorted(sorted, plan.offsets);
+    part.output = experts.run_sorted(gather(in, plan), plan.offsets);
     const at::Tensor y = combine(tree::primary(part.output), routing.weights, plan);
     return Executed<decltype(part)>{y, std::move(part)};
   }
