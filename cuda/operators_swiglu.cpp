@@ -147,16 +147,27 @@ auto swiglu_with_autocast(const Tensor& x, const Tensor& weight, const Tensor& o
                         at::autocast::cached_cast(type, weight, at::kCUDA), offsets, order, position);
 }
 
+void check_swiglu_backward(const Tensor& d_h, const Tensor& x, const Tensor& weight, const Tensor& offsets,
+                           const optional<Tensor>& order, const optional<Tensor>& position) {
+  check_swiglu(x, weight, offsets, order, position);
+  c10::SymDimVector sizes = with_width(x, weight.sym_size(1));
+  if (order) sizes[0] = order->sym_size(0);
+  TORCH_CHECK(d_h.sym_sizes() == c10::SymIntArrayRef(sizes), "moecod::grouped_swiglu_backward: d_h must be ",
+              c10::SymIntArrayRef(sizes), ", got ", d_h.sym_sizes());
+}
+
 using NeededOfHidden = std::array<bool, 2>;  // d_x, d_weight
 using OfHidden = std::tuple<Tensor, Tensor>;
 
-/// The gradients of x and weight from that of h.
-OfHidden swiglu_backward_by_torch(const Tensor& d_h, const Tensor& x, const Tensor& weight, const Tensor& offsets,
-                                  const optional<Tensor>& order, const optional<Tensor>& position,
-                                  NeededOfHidden needed) {
+/// The gradients of x and weight from that of h, as a linear layer of sorted rows has them.
+OfHidden swiglu_backward_by_linear(const Tensor& d_h, const Tensor& x, const Tensor& weight, const Tensor& offsets,
+                                   const optional<Tensor>& order, const optional<Tensor>& position,
+                                   NeededOfHidden needed) {
+  check_swiglu_backward(d_h, x, weight, offsets, order, position);
+  // Without the weights' gradient of x nothing but its shape is needed.
+  const Tensor rows = order && !needed[1] ? at::empty({order->size(0), x.size(1)}, x.options()) : sorted(x, order, position);
   auto [d_x, d_weight, d_bias] =
-      call<GroupedLinearBackward>(d_h, sorted(x, order, position), weight, offsets, std::string_view("none"),
-                                  std::array<bool, 3>{needed[0], needed[1], false});
+      call<GroupedLinearBackward>(d_h, rows, weight, offsets, std::string_view("none"), Needed{needed[0], needed[1], false});
   if (needed[0] && order) d_x = call<GatherBackward>(d_x, *order, *position, c10::SymInt(0));
   return {d_x, d_weight};
 }
@@ -165,10 +176,11 @@ OfHidden swiglu_backward_by_torch(const Tensor& d_h, const Tensor& x, const Tens
 OfHidden swiglu_backward_by_kernel(const Tensor& d_h, const Tensor& x, const Tensor& weight, const Tensor& offsets,
                                    const optional<Tensor>& order, const optional<Tensor>& position,
                                    NeededOfHidden needed) {
+  check_swiglu_backward(d_h, x, weight, offsets, order, position);
   const c10::cuda::CUDAGuard device(x.device());
   const Tensor w = weight.contiguous();
   if (!order || !takes(x, weight) || d_h.scalar_type() != x.scalar_type() || !sorts_in_kernel(x, w))
-    return swiglu_backward_by_torch(d_h, x, weight, offsets, order, position, needed);
+    return swiglu_backward_by_linear(d_h, x, weight, offsets, order, position, needed);
   const Tensor g = readable(flat(d_h));
   const Rows rows = rows_of(g, offsets);
   const Unsorted unsorted = Unsorted::by(*order, *position);
@@ -402,7 +414,7 @@ TORCH_LIBRARY_IMPL(moecod, CUDA, m) {
 TORCH_LIBRARY_IMPL(moecod, CPU, m) {
   m.impl("grouped_swiglu", &swiglu_by_torch);
   m.impl("grouped_swiglu_kept", &swiglu_kept_by_torch);
-  m.impl("grouped_swiglu_backward", &swiglu_backward_by_torch);
+  m.impl("grouped_swiglu_backward", &swiglu_backward_by_linear);
   m.impl("grouped_swiglu_combine_backward", &swiglu_combine_backward_by_torch);
 }
 

@@ -165,7 +165,9 @@ void run_conv_weight(kernel::ConvWeight weight, const char* name) {
   check(cuda::conv_weight_partial(weight, &size), "conv_weight_partial");
   const Array<float> partial(size);
   weight.partial = partial.data();
-  check(cuda::conv_weight(weight, nullptr), name);
+  cudaError_t error = cudaSuccess;
+  std::thread([&] { error = cuda::conv_weight(weight, nullptr); }).join();  // as for conv
+  check(error, name);
   check(cudaDeviceSynchronize(), name);  // before the sums go
 }
 
@@ -304,7 +306,7 @@ void run_linear(const std::vector<int32_t>& offsets, int in, int out) {
       .groups = groups, .shape = shape, .x = x.data(), .grad = grad.data(), .d_weight = d_w.data()};
   run_conv_weight(weight, "conv_weight of rows");
   check(cudaDeviceSynchronize(), "kernels");
-  const auto require_same = [](const Array<Bits>& got, const Array<Bits>& want, const char* what) {
+  const auto require_same = [](const auto& got, const auto& want, const char* what) {
     require(got.host() == want.host(), what);
   };
   const auto a_gathered = nothing(rows * half), again_gathered = nothing(rows * half), h_gathered = nothing(rows * out);
@@ -322,6 +324,9 @@ void run_linear(const std::vector<int32_t>& offsets, int in, int out) {
   backward.slots = 2;
   backward.y = d_h_gathered.data();
   backward.a = b_gathered.data();
+  const Array<float> partial_gathered(partial.host().size()), d_weights_gathered(rows);
+  backward.partial = partial_gathered.data();
+  backward.d_weights = d_weights_gathered.data();
   check(cuda::conv(backward, nullptr), "conv through the gate, of rows with weights, gathered");
   const Array<Bits> by_x(int64_t(experts) * out * in), by_grad(int64_t(experts) * out * in);
   kernel::ConvWeight gathering = weight;
@@ -342,6 +347,7 @@ void run_linear(const std::vector<int32_t>& offsets, int in, int out) {
   require_same(h_gathered, h, "what the gate of gathered rows takes");
   require_same(d_h_gathered, d_h_weighted, "the gate's gradient of gathered rows");
   require_same(b_gathered, b_weighted, "the activation, of gathered rows");
+  require_same(d_weights_gathered, d_weights, "the gradient of the weights, of gathered rows");
   require_same(by_x, d_w, "the gradient of the weights, of gathered rows of x");
   require_same(by_grad, d_w, "the gradient of the weights, of gathered rows of grad");
 
@@ -402,9 +408,31 @@ void run_weights_in_parts(const std::vector<int32_t>& offsets) {
   for (int64_t i = 0; i < rows * in; ++i) scaled[i] = by[i / in] * factor(i % in);
   const std::vector<Bits> xs = rounded(scaled);
   const Array<Bits> x(xs), grad(rounded(values(rows * out, 2))), d_w(int64_t(experts) * out * in);
-  run_conv_weight({.groups = {.offsets = bounds.data(), .experts = experts, .rows = rows}, .shape = shape, .x = x.data(),
-                   .grad = grad.data(), .d_weight = d_w.data()},
-                  "conv_weight in parts");
+  kernel::ConvWeight weight{.groups = {.offsets = bounds.data(), .experts = experts, .rows = rows}, .shape = shape,
+                            .x = x.data(), .grad = grad.data(), .d_weight = d_w.data()};
+  run_conv_weight(weight, "conv_weight in parts");
+  // The same of rows that lie the other way around and are gathered.
+  std::vector<int32_t> slots(rows);
+  for (int64_t n = 0; n < rows; ++n) slots[n] = static_cast<int32_t>(rows - 1 - n);
+  const Array<int32_t> order(slots);
+  const auto reversed = [&](const std::vector<Bits>& of, int width) {
+    std::vector<Bits> to;
+    for (int32_t slot : slots) to.insert(to.end(), of.begin() + int64_t(slot) * width, of.begin() + int64_t(slot + 1) * width);
+    return to;
+  };
+  const Array<Bits> x_reversed(reversed(xs, in)), grad_reversed(reversed(grad.host(), out));
+  weight.order = order.data();
+  weight.slots = 1;
+  for (const auto gathers : {kernel::ConvWeight::Gathers::x, kernel::ConvWeight::Gathers::grad}) {
+    const bool of_x = gathers == kernel::ConvWeight::Gathers::x;
+    const Array<Bits> gathered(int64_t(experts) * out * in);
+    weight.gathers = gathers;
+    weight.x = of_x ? x_reversed.data() : x.data();
+    weight.grad = of_x ? grad.data() : grad_reversed.data();
+    weight.d_weight = gathered.data();
+    run_conv_weight(weight, "conv_weight in parts, gathered");
+    require(gathered.host() == d_w.host(), "the gradient of weights in parts, of gathered rows");
+  }
   const auto gs = widened(grad.host());
   std::vector<float> sums(int64_t(experts) * out), dws(int64_t(experts) * out * in);
   for (int e = 0; e < experts; ++e)

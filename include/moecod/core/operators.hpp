@@ -50,7 +50,7 @@ struct GroupedLinear {
 struct GroupedSwiGlu {
   static constexpr const char* name = "moecod::grouped_swiglu";
   /// (x, weight, offsets, order, position) -> silu(g) u of [g, u] = x weight^T, of each row's expert; without gradients.
-  /// With order and position the rows are those that Gather makes of x, which are not written.
+  /// With order and position the rows are those that Gather makes of x; a kernel does not write them.
   using signature = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
                                const std::optional<at::Tensor>&);
 };

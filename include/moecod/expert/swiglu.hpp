@@ -40,11 +40,12 @@ class SwiGlu : public torch::nn::Module {
     return down_->forward(h, group, layers::Activation::swiglu, a);
   }
 
-  /// Where operators sort rows as they load them and that pays: what a combination by weights [N, S], of the slots that order
+  /// Where operators do all of it at once and that pays: what a combination by weights [N, S], of the slots that order
   /// and position name (moecod::Plan), makes of the rows forward(gather(x)), and these rows. x [N, d] -> [N, d], [M, d].
-  /// Neither sorted x is written, nor, while gradients are recorded, the gradients of the rows: that of the weights comes from
-  /// where the gate's does. There it is for d >= n alone, since it adds to the gate's backward pass.
-  std::optional<std::pair<at::Tensor, at::Tensor>> forward_and_combine(const at::Tensor& x,
+  /// Where kernels sort rows as they load them (bfloat16, compute capability 9.0), sorted x is not written, nor, while gradients
+  /// are recorded, those of the rows: that of the weights comes from where the gate's does. Then it is for d >= n alone, since
+  /// it adds to the gate's backward pass.
+  std::optional<std::pair<at::Tensor, at::Tensor>> forward_dispatched(const at::Tensor& x,
                                                                        const typename Layers::Group& group,
                                                                        const at::Tensor& weights,
                                                                        const at::Tensor& order,

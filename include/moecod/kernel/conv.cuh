@@ -124,24 +124,27 @@ __device__ __forceinline__ void conv_load(const ConvMaps& maps, const ConvWork& 
 template <class Tuning>
 __device__ __forceinline__ void conv_gather(const ConvWork& work, const PieceTable& table, int channels, int tiles, int rank,
                                             int warp, uint8_t* stages, uint64_t* full, uint64_t* empty) {
-  constexpr int halves = Tuning::positions / 64;
+  constexpr int each = Tuning::positions / 64;  // rows a lane finds
   const int steps = (work.in + 63) / 64, vectors = work.in / 8;
-  const auto find = [&](int number, uint32_t (&source)[halves]) {
+  const auto find = [&](int number, int (&slot)[each]) {
     const ConvTile tile = conv_tile(table, work, channels, number, rank);
 #pragma unroll
-    for (int i = 0; i < halves; ++i) {  // behind the piece's end what nobody stores
-      const int row = 32 * (halves * warp + i) + threadIdx.x % 32;
-      source[i] = row < tile.rows() ? work.order[tile.piece.begin + row] / work.slots * vectors : 0;
+    for (int i = 0; i < each; ++i) {  // behind the piece's end what nobody stores
+      const int row = 32 * (each * warp + i) + threadIdx.x % 32;
+      slot[i] = row < tile.rows() ? work.order[tile.piece.begin + row] : 0;
     }
   };
-  Gatherer<Tuning::stages, 32 * halves> gatherer(warp, full, empty);
-  uint32_t next[halves] = {};
+  Gatherer<Tuning::stages, 32 * each> gatherer(warp, full, empty);
+  int slot[each] = {};
   int number = blockIdx.x / 2;
-  if (number < tiles) find(number, next);
+  if (number < tiles) find(number, slot);
   while (number < tiles) {
-    gatherer.set_rows(work.x, next);
+    uint32_t source[each];
+#pragma unroll
+    for (int i = 0; i < each; ++i) source[i] = static_cast<uint32_t>(slot[i] / work.slots * vectors);
+    gatherer.set_rows(work.x, source);
     number += gridDim.x / 2;
-    if (number < tiles) find(number, next);  // ahead: two reads, one after the other
+    if (number < tiles) find(number, slot);  // ahead: they come while this tile's rows do
     for (int step = 0; step < steps; ++step) {
       uint8_t* to = stages + gatherer.begin() * Tuning::stage;
       gatherer.copy(to, vectors - 8 * step);
@@ -149,6 +152,7 @@ __device__ __forceinline__ void conv_gather(const ConvWork& work, const PieceTab
       gatherer.end();
     }
   }
+  gatherer.finish();
 }
 #endif
 
@@ -422,6 +426,7 @@ inline int conv_gate_parts(const Conv& a) {
 
 /// One launch; for gradients of weights two.
 inline cudaError_t conv(const Conv& a, cudaStream_t stream) {
+  if (a.slots && (!a.gated || a.shape.taps() > 1)) return cudaErrorInvalidValue;
   if (a.groups.rows == 0) return cudaSuccess;
   using namespace detail;
   if (a.gated && a.transposed && !a.weights) return launch_gate_backward<ConvKind::gate_backward>(a, stream);

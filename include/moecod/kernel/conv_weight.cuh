@@ -9,8 +9,8 @@
 ///
 /// For each expert a matrix product over its positions, d_weight [out, taps x in] = grad^T [out, positions] * x
 /// [positions, taps x in], for compute capability 9.0. TMA brings 64 positions of both, x moved by the tap of each 64
-/// columns; rows that are not sorted yet come by two warps (gather_tile.cuh). Both are read across. Positions behind the piece's end belong to another expert and are zeroed in shared
-/// memory.
+/// columns; rows that are not sorted yet come by two warps (gather_tile.cuh). Both are read across. Positions behind the
+/// piece's end belong to another expert and are zeroed in shared memory.
 ///
 /// A block stays for many tiles, and its loads go on while it finishes one. An expert's positions are cut into pieces so
 /// that there is work for all multiprocessors; an expert of one piece is rounded and stored at once, those of several
@@ -201,6 +201,7 @@ __device__ __forceinline__ void conv_weight_gather(const ConvWeightWork& work, c
       gatherer.end();
     }
   }
+  gatherer.finish();
 }
 
 /// Where the part of a tile has its sums of 64 columns: eight vectors of each worker, `workers` vectors apart.
@@ -532,6 +533,7 @@ cudaError_t launch_conv_weight(const ConvWeight& a, const ConvWeightWork& work, 
 
 /// Two or three launches.
 inline cudaError_t conv_weight(const ConvWeight& a, cudaStream_t stream) {
+  if (a.gathers != ConvWeight::Gathers::none && a.shape.taps() > 1) return cudaErrorInvalidValue;
   return detail::with_conv_weight_tuning(detail::conv_weight_work(a), [&](auto tuning, const detail::ConvWeightWork& work) {
     using Tuning = decltype(tuning);
     return a.shape.taps() == 1 ? detail::launch_conv_weight<Tuning, true>(a, work, stream)

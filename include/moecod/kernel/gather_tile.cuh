@@ -55,6 +55,9 @@ class Gatherer {
     }
   }
 
+  /// Behind the last stage, before the thread ends.
+  __device__ __forceinline__ void finish() { hopper::copies_wait(); }
+
   /// Ends the stage that begin named: it is full once this thread's copies have landed.
   __device__ __forceinline__ void end() {
     hopper::copies_arrive(&full_[ring_.stage]);

@@ -31,14 +31,6 @@ inline bool is_hopper() {
          minor == 0;
 }
 
-/// Makes the current device's context that of this thread, which the driver's functions below need and the runtime's calls do
-/// for themselves: this may be what a thread of autograd's begins with.
-inline cudaError_t bind_context() {
-  int device = 0;
-  const cudaError_t error = cudaGetDevice(&device);
-  return error ? error : cudaSetDevice(device);
-}
-
 /// A function of the driver, found through the runtime, so that nothing links libcuda; null where it has none.
 template <class Function>
 Function driver_function(const char* name) {
@@ -46,6 +38,17 @@ Function driver_function(const char* name) {
   cudaDriverEntryPointQueryResult result{};
   const cudaError_t error = cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &result);
   return error == cudaSuccess && result == cudaDriverEntryPointSuccess ? reinterpret_cast<Function>(found) : nullptr;
+}
+
+/// Gives this thread the current device's context where it has none, which the driver's functions below need and the runtime's
+/// calls do for themselves: a thread of autograd's may begin here.
+inline cudaError_t bind_context() {
+  static const auto current = driver_function<decltype(&cuCtxGetCurrent)>("cuCtxGetCurrent");
+  CUcontext context = nullptr;
+  if (current && current(&context) == CUDA_SUCCESS && context) return cudaSuccess;
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  return error ? error : cudaSetDevice(device);
 }
 
 /// A tensor of bfloat16, innermost dimension first, read in boxes whose rows of 64 elements are swizzled by 128 bytes;
@@ -165,7 +168,8 @@ __device__ __forceinline__ void barrier_arrive(uint64_t* barrier, int rank) {
 __device__ __forceinline__ void named_barrier(int index, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(index), "r"(threads) : "memory");
 }
-/// What this thread stored to shared memory becomes visible to TMA and wgmma, once a barrier has been passed.
+/// What this thread stored to shared memory becomes visible to TMA and wgmma, once a barrier has been passed; and what other
+/// threads did, whose barrier this one has passed, to its own wgmma.
 __device__ __forceinline__ void publish_stores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 /// Hands registers from the warpgroup that loads to those that multiply; each calls its own, all of its warps.
@@ -249,6 +253,9 @@ __device__ __forceinline__ void copy_vector(uint32_t to, const void* from, bool 
 __device__ __forceinline__ void copies_arrive(uint64_t* barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
+
+/// Waits until all of the thread's copies have landed.
+__device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // --- products of a warpgroup (four warps) from tiles in shared memory
 

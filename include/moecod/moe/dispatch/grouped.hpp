@@ -6,7 +6,8 @@ namespace moecod::dispatch {
 
 /// All experts together, layer by layer, on rows sorted by expert; needs stacked storage.
 ///
-/// Each stacked layer gets the sorted rows with the offsets of the experts. Synchronises: never with the operators of
+/// Each stacked layer gets the sorted rows with the offsets of the experts; or experts sort, run and combine at once.
+/// Synchronises: never with the operators of
 /// moecod::cuda on shapes and types that they have kernels for; else the E + 1 offsets are read
 /// back, once a forward pass for all layers without an operator, and in each pass of an operator without a kernel.
 struct Grouped {
@@ -21,8 +22,8 @@ struct Grouped {
     part.rows = Later([order = plan.order, slots = plan.slots] { return Plan::rows_of(order, slots); });
     part.weights = Later([order = plan.order, weights = routing.weights] { return Plan::weights_of(order, weights); });
     decltype(auto) in = experts.input(x);
-    if constexpr (requires { experts.run_and_combine(in, plan, routing.weights); })
-      if (const auto both = experts.run_and_combine(in, plan, routing.weights)) {
+    if constexpr (requires { experts.run_dispatched(in, plan, routing.weights); })
+      if (const auto both = experts.run_dispatched(in, plan, routing.weights)) {
         part.output = both->second;
         return Executed<decltype(part)>{both->first, std::move(part)};
       }

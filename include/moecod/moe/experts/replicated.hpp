@@ -155,18 +155,18 @@ class Replicated<Expert, N> : public torch::nn::Module, public experts::Spread, 
     return experts::run(*stack_, sorted, *this, 0, Group::sorted(offsets));
   }
 
-  /// The same of rows of x that are not sorted yet, and the combination of the experts' rows, for experts that do all of it at
-  /// once, where they do (their forward_and_combine).
+  /// Sorts the rows of x, runs the experts held here together and combines their rows, for experts that do all of it at once,
+  /// where they do (their forward_dispatched).
   template <class X>
-  auto run_and_combine(const X& x, const Plan& plan, const at::Tensor& weights)
+  auto run_dispatched(const X& x, const Plan& plan, const at::Tensor& weights)
     requires requires(Stack& stack, Group group) {
-      stack.forward_and_combine(x, group, weights, plan.order, plan.position);
+      stack.forward_dispatched(x, group, weights, plan.order, plan.position);
       requires !requires { stack.prepare(x); };
     }
   {
     const Group group = Group::sorted(plan.offsets);
-    using Both = decltype(stack_->forward_and_combine(x, group, weights, plan.order, plan.position));
-    return recompute ? Both() : stack_->forward_and_combine(x, group, weights, plan.order, plan.position);
+    using Both = decltype(stack_->forward_dispatched(x, group, weights, plan.order, plan.position));
+    return recompute && at::GradMode::is_enabled() ? Both() : stack_->forward_dispatched(x, group, weights, plan.order, plan.position);
   }
 
   template <class X>
