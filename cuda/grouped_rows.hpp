@@ -105,6 +105,7 @@ inline Tensor product(const Tensor& x, const Tensor& weight, const Rows& rows, b
 struct Unsorted {
   Tensor order;   // [M] int32
   int slots = 0;  // S
+  const int32_t* data() const { return order.defined() ? order.const_data_ptr<int32_t>() : nullptr; }
   static Unsorted by(const Tensor& order, const Tensor& position) {
     return {order.contiguous(), static_cast<int>(position.size(1))};
   }
@@ -120,7 +121,7 @@ inline Tensor weight_gradient_by_conv(const Tensor& grad, const Tensor& a, const
                    .x = a.const_data_ptr(),
                    .grad = grad.const_data_ptr(),
                    .gathers = gathers,
-                   .order = unsorted.order.defined() ? unsorted.order.const_data_ptr<int32_t>() : nullptr,
+                   .order = unsorted.data(),
                    .slots = unsorted.slots,
                    .d_weight = d_weight.mutable_data_ptr()},
                   a.options());
@@ -198,7 +199,7 @@ inline std::tuple<Tensor, Tensor, Tensor> gate_backward(const Tensor& grad, cons
   Tensor d_weights, partial;
   if (by.weights.defined()) {
     arguments.weights = by.weights.const_data_ptr<float>();
-    arguments.order = by.unsorted.order.const_data_ptr<int32_t>();
+    arguments.order = by.unsorted.data();
     arguments.slots = by.unsorted.slots;
   }
   if (by.learns) {

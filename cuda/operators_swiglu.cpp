@@ -22,11 +22,10 @@
 namespace moecod::cuda {
 namespace {
 
+using std::optional;
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
-
-using std::optional;
 
 using Needed = std::array<bool, 3>;  // of the gradients; what was not asked for is empty
 
@@ -58,6 +57,13 @@ Tensor sorted(const Tensor& x, const optional<Tensor>& order, const optional<Ten
   return order ? call<operators::Gather>(x, *order, *position, c10::SymInt(0)) : x;
 }
 
+/// The sizes of such rows, but of another width.
+c10::SymDimVector sizes_of_rows(const Tensor& x, const optional<Tensor>& order, const c10::SymInt& width) {
+  c10::SymDimVector sizes = with_width(x, width);
+  if (order) sizes[0] = order->sym_size(0);
+  return sizes;
+}
+
 Kept swiglu_kept_by_torch(const Tensor& x, const Tensor& weight, const Tensor& offsets, const optional<Tensor>& order,
                           const optional<Tensor>& position) {
   check_swiglu(x, weight, offsets, order, position);
@@ -82,17 +88,14 @@ Kept hidden_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offse
   const c10::cuda::CUDAGuard device(x.device());
   if (!kernel_takes(takes(x, weight) && weight.size(1) % 16 == 0))
     return swiglu_kept_by_torch(x, weight, offsets, order, position);
-  const Tensor in = flat(x), w = weight.contiguous();
-  if (order && !sorts_in_kernel(in, w))
+  const Tensor w = weight.contiguous();
+  if (order && !sorts_in_kernel(x, w))
     return hidden_by_kernel(sorted(x, order, position), weight, offsets, std::nullopt, std::nullopt, keeps);
   const Unsorted unsorted = order ? Unsorted::by(*order, *position) : Unsorted{};
+  const Tensor in = flat(x);
   Rows rows = rows_of(x, offsets);
-  c10::SymDimVector sizes(x.sym_sizes());
-  if (order) sizes[0] = rows.groups.rows = order->size(0);
-  const auto shaped = [&](const Tensor& items) {
-    sizes.back() = items.size(1);
-    return items.view_symint(sizes);
-  };
+  if (order) rows.groups.rows = order->size(0);
+  const auto shaped = [&](const Tensor& items) { return items.view_symint(sizes_of_rows(x, order, items.size(1))); };
   Tensor h, a;
   if (by_conv(w)) {
     a = at::empty({rows.groups.rows, w.size(1) / 2}, x.options());
@@ -104,7 +107,7 @@ Kept hidden_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offse
                          .weight = w.const_data_ptr(),
                          .y = a.mutable_data_ptr(),
                          .h = keeps ? h.mutable_data_ptr() : nullptr,
-                         .order = order ? unsorted.order.const_data_ptr<int32_t>() : nullptr,
+                         .order = unsorted.data(),
                          .slots = unsorted.slots},
                         stream()));
   } else {
@@ -127,9 +130,7 @@ Tensor swiglu_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& off
 Tensor swiglu_shapes(const Tensor& x, const Tensor& weight, const Tensor& offsets, const optional<Tensor>& order,
                      const optional<Tensor>& position) {
   check_swiglu(x, weight, offsets, order, position);
-  c10::SymDimVector sizes = with_width(x, weight.sym_size(1) / 2);
-  if (order) sizes[0] = order->sym_size(0);
-  return at::empty_symint(sizes, x.options());
+  return at::empty_symint(sizes_of_rows(x, order, weight.sym_size(1) / 2), x.options());
 }
 
 Kept swiglu_kept_shapes(const Tensor& x, const Tensor& weight, const Tensor& offsets, const optional<Tensor>& order,
@@ -150,8 +151,7 @@ auto swiglu_with_autocast(const Tensor& x, const Tensor& weight, const Tensor& o
 void check_swiglu_backward(const Tensor& d_h, const Tensor& x, const Tensor& weight, const Tensor& offsets,
                            const optional<Tensor>& order, const optional<Tensor>& position) {
   check_swiglu(x, weight, offsets, order, position);
-  c10::SymDimVector sizes = with_width(x, weight.sym_size(1));
-  if (order) sizes[0] = order->sym_size(0);
+  const c10::SymDimVector sizes = sizes_of_rows(x, order, weight.sym_size(1));
   TORCH_CHECK(d_h.sym_sizes() == c10::SymIntArrayRef(sizes), "moecod::grouped_swiglu_backward: d_h must be ",
               c10::SymIntArrayRef(sizes), ", got ", d_h.sym_sizes());
 }
@@ -263,11 +263,6 @@ Both swiglu_combine(const Tensor& h, const Tensor& a, const Tensor& weight, cons
   return {call<operators::Combine>(rows, weights, order, position), rows};
 }
 
-/// The gradient of y at each row.
-Tensor spread(const Tensor& d_y, const Tensor& order, const Tensor& position) {
-  return call<operators::Gather>(d_y, order, position, c10::SymInt(0));
-}
-
 /// The gradient of the slots' weights from what the rows make of d_y.
 Tensor weights_gradient(const Tensor& d_a, const Tensor& a, const Tensor& weights, const Tensor& order) {
   const Tensor out = at::zeros_like(weights, at::MemoryFormat::Contiguous);
@@ -278,7 +273,7 @@ Tensor weights_gradient(const Tensor& d_a, const Tensor& a, const Tensor& weight
 /// d_h, d_weight, d_weights.
 Gradients swiglu_combine_backward_by_torch(const Tensor& d_y, const Tensor& h, const Tensor& weight, const Tensor& offsets,
                                     const Tensor& weights, const Tensor& order, const Tensor& position, Needed needed) {
-  const Tensor grad = spread(d_y, order, position);
+  const Tensor grad = sorted(d_y, order, position);
   const Tensor a = layers::activate(h, Activation::swiglu), d_a = at::empty_like(a);
   const Tensor w = Plan::weights_of(order, weights).unsqueeze(1).to(h.scalar_type());
   const Tensor d_weight = needed[1] ? at::zeros_like(weight, at::MemoryFormat::Contiguous) : at::empty({0}, weight.options());
@@ -308,7 +303,7 @@ Gradients swiglu_combine_backward_by_kernel(const Tensor& d_y, const Tensor& h, 
     if (needed[1])
       d_weight = weight_gradient_by_conv(grad, a, w, rows, kernel::ConvWeight::Gathers::grad, unsorted);
   } else {
-    const Tensor grad = readable(spread(d_y, order, position));
+    const Tensor grad = readable(sorted(d_y, order, position));
     const Tensor d_a = product(grad, w, rows, /*transposed=*/true);
     std::tie(d_h, a) = through_activation(d_a, before, Activation::swiglu, /*wants_a=*/true);
     if (needed[2]) d_weights = weights_gradient(d_a, a, weights, order);

@@ -160,14 +160,34 @@ void require_close(const std::vector<float>& got, const std::vector<float>& exac
   require(std::sqrt(error) <= 1e-2 * std::sqrt(norm), what);  // NaN is never close
 }
 
+/// f() as the first call of its thread to the device, which autograd's may be.
+template <class F>
+cudaError_t as_first_call(F&& f) {
+  cudaError_t error = cudaSuccess;
+  std::thread([&] { error = f(); }).join();
+  return error;
+}
+
+/// The slots of sorted rows that lie the other way around.
+std::vector<int32_t> backwards(int64_t rows) {
+  std::vector<int32_t> slots(rows);
+  for (int64_t n = 0; n < rows; ++n) slots[n] = static_cast<int32_t>(rows - 1 - n);
+  return slots;
+}
+
+/// Rows of `width` numbers, `each` slots a row, as the slots sort them.
+std::vector<Bits> sorted_rows(const std::vector<Bits>& from, int64_t width, const std::vector<int32_t>& slots, int each) {
+  std::vector<Bits> to;
+  for (int32_t slot : slots) to.insert(to.end(), from.begin() + slot / each * width, from.begin() + (slot / each + 1) * width);
+  return to;
+}
+
 void run_conv_weight(kernel::ConvWeight weight, const char* name) {
   int64_t size = 0;
   check(cuda::conv_weight_partial(weight, &size), "conv_weight_partial");
   const Array<float> partial(size);
   weight.partial = partial.data();
-  cudaError_t error = cudaSuccess;
-  std::thread([&] { error = cuda::conv_weight(weight, nullptr); }).join();  // as for conv
-  check(error, name);
+  check(as_first_call([&] { return cuda::conv_weight(weight, nullptr); }), name);
   check(cudaDeviceSynchronize(), name);  // before the sums go
 }
 
@@ -254,26 +274,18 @@ void run_linear(const std::vector<int32_t>& offsets, int in, int out) {
   const int half = out / 2;
   const Array<int32_t> bounds(offsets);
   const kernel::Groups groups{.offsets = bounds.data(), .experts = experts, .rows = rows};
-  std::vector<int32_t> slots(rows);
-  for (int64_t n = 0; n < rows; ++n) slots[n] = static_cast<int32_t>(rows - 1 - n);
-  const auto sorted = [&](const std::vector<Bits>& from, int width) {
-    std::vector<Bits> to;
-    for (int32_t slot : slots) to.insert(to.end(), from.begin() + slot / 2 * width, from.begin() + (slot / 2 + 1) * width);
-    return to;
-  };
+  const std::vector<int32_t> slots = backwards(rows);
   const std::vector<Bits> sources = rounded(values((rows + 1) / 2 * in, 1)), sources_grad = rounded(values((rows + 1) / 2 * out, 3));
   const Array<Bits> unsorted(sources), unsorted_grad(sources_grad);
-  const Array<Bits> x(sorted(sources, in)), w(rounded(values(int64_t(experts) * out * in, 2)));
-  const Array<Bits> grad(sorted(sources_grad, out)), kept(rounded(values(rows * 2 * in, 4)));
+  const Array<Bits> x(sorted_rows(sources, in, slots, 2)), w(rounded(values(int64_t(experts) * out * in, 2)));
+  const Array<Bits> grad(sorted_rows(sources_grad, out, slots, 2)), kept(rounded(values(rows * 2 * in, 4)));
   const Array<Bits> y(rows * out), d_x(rows * in), d_w(int64_t(experts) * out * in);
   // Stored by TMA, which initcheck does not see; NaN is close to nothing.
   const auto nothing = [](int64_t size) { return Array<Bits>(std::vector<Bits>(size, 0xffff)); };
   const auto a = nothing(rows * half), again = nothing(rows * half), h = nothing(rows * out);
   const auto d_h = nothing(rows * 2 * in), b = nothing(rows * in);
   const kernel::Conv forward{.groups = groups, .shape = shape, .x = x.data(), .weight = w.data(), .y = y.data()};
-  cudaError_t error = cudaSuccess;
-  std::thread([&] { error = cuda::conv(forward, nullptr); }).join();  // the first call of its thread, as autograd's may be
-  check(error, "conv of rows");
+  check(as_first_call([&] { return cuda::conv(forward, nullptr); }), "conv of rows");
   kernel::Conv gated = forward;
   gated.gated = true;
   gated.y = a.data();
@@ -412,15 +424,9 @@ void run_weights_in_parts(const std::vector<int32_t>& offsets) {
                             .x = x.data(), .grad = grad.data(), .d_weight = d_w.data()};
   run_conv_weight(weight, "conv_weight in parts");
   // The same of rows that lie the other way around and are gathered.
-  std::vector<int32_t> slots(rows);
-  for (int64_t n = 0; n < rows; ++n) slots[n] = static_cast<int32_t>(rows - 1 - n);
+  const std::vector<int32_t> slots = backwards(rows);
   const Array<int32_t> order(slots);
-  const auto reversed = [&](const std::vector<Bits>& of, int width) {
-    std::vector<Bits> to;
-    for (int32_t slot : slots) to.insert(to.end(), of.begin() + int64_t(slot) * width, of.begin() + int64_t(slot + 1) * width);
-    return to;
-  };
-  const Array<Bits> x_reversed(reversed(xs, in)), grad_reversed(reversed(grad.host(), out));
+  const Array<Bits> x_reversed(sorted_rows(xs, in, slots, 1)), grad_reversed(sorted_rows(grad.host(), out, slots, 1));
   weight.order = order.data();
   weight.slots = 1;
   for (const auto gathers : {kernel::ConvWeight::Gathers::x, kernel::ConvWeight::Gathers::grad}) {

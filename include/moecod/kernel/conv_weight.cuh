@@ -51,6 +51,10 @@ struct ConvWeightWork {
   const void* gathered;
   __nv_bfloat16* d_weight;
   float* partial;
+  template <bool RowsAlone>
+  __device__ bool gathers_rows() const {
+    return RowsAlone && gathers != ConvWeight::Gathers::none;
+  }
   __host__ __device__ int in_blocks() const { return (in + 63) / 64; }
   __host__ __device__ int blocks() const { return taps * in_blocks(); }  // of 64 columns
   __host__ __device__ int64_t matrix() const { return int64_t(out) * taps * in; }
@@ -78,6 +82,8 @@ struct ConvWeightTurns {
     parts = last ? work.turn / last : 1;
     whole = tiles - last;
   }
+  __device__ ConvWeightTurns(const ConvWeightWork& work, const EvenPieceTable& table)
+      : ConvWeightTurns(work, table.pieces() * work.rows * work.columns) {}
   __device__ int count() const { return whole + last * parts; }
 };
 
@@ -120,7 +126,7 @@ __device__ __forceinline__ void conv_weight_load(const CUtensorMap& x_map, const
                                                  const ConvWeightWork& work, const EvenPieceTable& table, uint8_t* stages,
                                                  uint64_t* full, uint64_t* empty) {
   const int in_blocks = work.in_blocks();
-  const ConvWeightTurns turns{work, table.pieces() * work.rows * work.columns};
+  const ConvWeightTurns turns{work, table};
   const int height = static_cast<int>(work.groups.each / work.out_width);
   const bool gathers_x = RowsAlone && work.gathers == ConvWeight::Gathers::x;  // comes by conv_weight_gather
   const bool gathers_grad = RowsAlone && work.gathers == ConvWeight::Gathers::grad;
@@ -179,7 +185,7 @@ __device__ __forceinline__ void conv_weight_gather(const ConvWeightWork& work, c
   const bool of_x = work.gathers == ConvWeight::Gathers::x;
   if (of_x) stages += Tuning::grad_blocks * Tuning::block;
   const int vectors = (of_x ? work.in : work.out) / 8;
-  const ConvWeightTurns turns{work, table.pieces() * work.rows * work.columns};
+  const ConvWeightTurns turns{work, table};
   Gatherer<Tuning::stages, 32> gatherer(warp, full, empty);
   for (int number = blockIdx.x; number < turns.count(); number += gridDim.x) {
     const ConvWeightTile tile = conv_weight_tile<Tuning>(table, work, turns, number);
@@ -259,7 +265,7 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
   if (warp == 0) table.fill();
   if (threadIdx.x == 32) {
     for (int i = 0; i < Tuning::stages; ++i) {
-      hopper::barrier_init(&full[i], work.gathers == ConvWeight::Gathers::none ? 1 : 1 + gather_arrivals);
+      hopper::barrier_init(&full[i], work.gathers_rows<RowsAlone>() ? 1 + gather_arrivals : 1);
       hopper::barrier_init(&empty[i], Tuning::workers / 32);
     }
     hopper::barrier_init_done();
@@ -269,13 +275,12 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
     hopper::fewer_registers<40>();
     if (warp == Tuning::workers / 32 && lane == 0)
       conv_weight_load<Tuning, RowsAlone>(x_map, grad_map, work, table, stages, full, empty);
-    if constexpr (RowsAlone)
-      if (const int gatherer = warp - Tuning::workers / 32 - 2; work.gathers != ConvWeight::Gathers::none && gatherer >= 0)
-        conv_weight_gather<Tuning>(work, table, gatherer, stages, full, empty);
+    if (const int gatherer = warp - Tuning::workers / 32 - 2; work.gathers_rows<RowsAlone>() && gatherer >= 0)
+      conv_weight_gather<Tuning>(work, table, gatherer, stages, full, empty);
   } else {
     hopper::more_registers<232>();
     const int warpgroup = warp / 4;
-    const ConvWeightTurns turns{work, table.pieces() * work.rows * work.columns};
+    const ConvWeightTurns turns{work, table};
     const auto release = [&](int stage) {
       if (lane == 0) hopper::barrier_arrive(&empty[stage]);
     };
@@ -288,7 +293,7 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
       const int steps = tile.steps();
       for (int step = 0; step < steps; ++step, left -= 64) {
         hopper::barrier_wait(&full[ring.stage], ring.parity);
-        if (RowsAlone && work.gathers != ConvWeight::Gathers::none) hopper::publish_stores();
+        if (work.gathers_rows<RowsAlone>()) hopper::publish_stores();
         uint8_t* here = stages + ring.stage * Tuning::stage;
         if (left < 64) {
           hopper::multiply_wait<0>();
@@ -345,7 +350,7 @@ __global__ void __launch_bounds__(Tuning::workers) add_parts_of_tiles(const Conv
   const EvenPieceTable table{{first, work.groups, work.piece}};
   if (threadIdx.x < 32) table.fill();
   __syncthreads();
-  const ConvWeightTurns turns{work, table.pieces() * work.rows * work.columns};
+  const ConvWeightTurns turns{work, table};
   if (turns.parts == 1 || blockIdx.x >= turns.last) return;
   const ConvWeightTile tile = conv_weight_tile<Tuning>(table, work, turns, turns.whole + blockIdx.x * turns.parts);
   float sums[32] = {};
