@@ -263,6 +263,9 @@ void run_images(const std::vector<int32_t>& offsets, int in, int out, int height
     require(t[e] == (offsets[e] < offsets[e + 1]), "statistics of experts with images moved once");
 }
 
+/// For results that TMA stores, which initcheck does not see; NaN is close to nothing.
+Array<Bits> nothing(int64_t size) { return Array<Bits>(std::vector<Bits>(size, 0xffff)); }
+
 /// Linear layers of rows sorted by expert, as convolutions of images of one position: the product, its gradients, and the
 /// gate in its epilogue, forward and backward. Two sorted rows are one of x and of grad each, so that kernels which sort as
 /// they load give the same.
@@ -279,9 +282,7 @@ void run_linear(const std::vector<int32_t>& offsets, int in, int out) {
   const Array<Bits> unsorted(sources), unsorted_grad(sources_grad);
   const Array<Bits> x(sorted_rows(sources, in, slots, 2)), w(rounded(values(int64_t(experts) * out * in, 2)));
   const Array<Bits> grad(sorted_rows(sources_grad, out, slots, 2)), kept(rounded(values(rows * 2 * in, 4)));
-  const Array<Bits> y(rows * out), d_x(rows * in), d_w(int64_t(experts) * out * in);
-  // Stored by TMA, which initcheck does not see; NaN is close to nothing.
-  const auto nothing = [](int64_t size) { return Array<Bits>(std::vector<Bits>(size, 0xffff)); };
+  const auto y = nothing(rows * out), d_x = nothing(rows * in), d_w = nothing(int64_t(experts) * out * in);
   const auto a = nothing(rows * half), again = nothing(rows * half), h = nothing(rows * out);
   const auto d_h = nothing(rows * 2 * in), b = nothing(rows * in);
   const kernel::Conv forward{.groups = groups, .shape = shape, .x = x.data(), .weight = w.data(), .y = y.data()};
@@ -340,7 +341,7 @@ void run_linear(const std::vector<int32_t>& offsets, int in, int out) {
   backward.partial = partial_gathered.data();
   backward.d_weights = d_weights_gathered.data();
   check(cuda::conv(backward, nullptr), "conv through the gate, of rows with weights, gathered");
-  const Array<Bits> by_x(int64_t(experts) * out * in), by_grad(int64_t(experts) * out * in);
+  const auto by_x = nothing(int64_t(experts) * out * in), by_grad = nothing(int64_t(experts) * out * in);
   kernel::ConvWeight gathering = weight;
   gathering.order = order.data();
   gathering.slots = 2;
@@ -419,7 +420,8 @@ void run_weights_in_parts(const std::vector<int32_t>& offsets) {
   std::vector<float> scaled(rows * in);
   for (int64_t i = 0; i < rows * in; ++i) scaled[i] = by[i / in] * factor(i % in);
   const std::vector<Bits> xs = rounded(scaled);
-  const Array<Bits> x(xs), grad(rounded(values(rows * out, 2))), d_w(int64_t(experts) * out * in);
+  const Array<Bits> x(xs), grad(rounded(values(rows * out, 2)));
+  const auto d_w = nothing(int64_t(experts) * out * in);
   kernel::ConvWeight weight{.groups = {.offsets = bounds.data(), .experts = experts, .rows = rows}, .shape = shape,
                             .x = x.data(), .grad = grad.data(), .d_weight = d_w.data()};
   run_conv_weight(weight, "conv_weight in parts");
@@ -431,7 +433,7 @@ void run_weights_in_parts(const std::vector<int32_t>& offsets) {
   weight.slots = 1;
   for (const auto gathers : {kernel::ConvWeight::Gathers::x, kernel::ConvWeight::Gathers::grad}) {
     const bool of_x = gathers == kernel::ConvWeight::Gathers::x;
-    const Array<Bits> gathered(int64_t(experts) * out * in);
+    const auto gathered = nothing(int64_t(experts) * out * in);
     weight.gathers = gathers;
     weight.x = of_x ? x_reversed.data() : x.data();
     weight.grad = of_x ? grad.data() : grad_reversed.data();
@@ -667,7 +669,8 @@ int main() {
   run_linear({0, 0, 5}, 8, 16);
   run_linear({0, 9000, 9001, 18000}, 8, 144);  // more tiles than blocks: clusters, tile after tile
   run_linear({0, 128, 256, 257}, 200, 336);
-  run_linear({0, 130, 130, 400}, 1032, 1040);  // long sums, whose gate does not go through shared memory
+  run_linear({0, 130, 130, 400}, 1032, 1040);  // long sums, whose gate does not go through shared memory; expert by expert
+  run_linear({0, 1100, 1100, 1101, 1229, 1900, 2400}, 72, 1032);  // wide tiles, which leave through shared memory
   std::vector<int32_t> single(151);  // several tiles a block
   for (int e = 0; e <= 150; ++e) single[e] = e;
   run_linear(single, 24, 272);

@@ -33,24 +33,24 @@ __device__ __forceinline__ bool gathers_x(const ConvWork& work) {
 }
 
 #if MOECOD_HOPPER_CODE
-/// One thread's work: all loads of the block that TMA does.
+/// One thread's work: all loads of the block that TMA does. It leaves the tiles in `tiles` for the workers.
 template <class Tuning, ConvKind Kind>
-__device__ __forceinline__ void conv_load(const ConvMaps& maps, const ConvWork& work, const PieceTable& table,
-                                          int tiles, int rank, uint8_t* stages, uint64_t* full, uint64_t* empty) {
+__device__ __forceinline__ void conv_load(const ConvMaps& maps, const ConvWork& work, const ConvOrder& order, int rank,
+                                          uint8_t* stages, ConvTile* tiles, uint64_t* full, uint64_t* empty) {
   constexpr bool across = reads_across(Kind);
-  constexpr int channels = has_pairs(Kind) ? Tuning::channels / 2 : Tuning::channels;
   const bool gathers = gathers_x<Kind>(work);  // then x comes by conv_gather
   const uint32_t bytes = (gathers ? 0 : Tuning::rows * Tuning::row_block) +
                          (across ? Tuning::columns * Tuning::column_block : Tuning::channels * 128);
-  const int chunks = (work.in + 63) / 64, steps = chunks * work.taps;
+  const int chunks = (work.in + 63) / 64, steps = chunks * work.taps, count = order.count();
   hopper::Ring<Tuning::stages> ring;
-  for (int number = blockIdx.x / 2; number < tiles; number += gridDim.x / 2) {
-    const ConvTile tile = conv_tile(table, work, channels, number, rank);
+  hopper::Ring<Tuning::stages + 1> slot;
+  for (int number = blockIdx.x / 2; number < count; number += gridDim.x / 2) {
+    const ConvTile tile = order(number, rank);
     int w[Tuning::rows], h[Tuning::rows], n[Tuning::rows];
     if (!work.rows_alone)
 #pragma unroll
       for (int i = 0; i < Tuning::rows; ++i) {
-        const int64_t position = tile.piece.begin + 128 * i;
+        const int64_t position = tile.begin + 128 * i;
         n[i] = static_cast<int>(position / work.groups.each);
         const int at = static_cast<int>(position % work.groups.each);
         h[i] = at / work.out_width + work.low_down;
@@ -60,6 +60,10 @@ __device__ __forceinline__ void conv_load(const ConvMaps& maps, const ConvWork& 
     for (int step = 0; step < steps; ++step) {
       uint64_t* arrived = &full[ring.stage];
       hopper::barrier_wait(&empty[ring.stage], ring.parity ^ 1);
+      if (step == 0) {  // the workers are through with the tile that had the place: all of them have freed a stage since
+        tiles[slot.stage] = tile;
+        slot.next();
+      }
       hopper::barrier_expect(arrived, bytes);
       uint8_t* to = stages + ring.stage * Tuning::stage;
 #pragma unroll
@@ -67,8 +71,7 @@ __device__ __forceinline__ void conv_load(const ConvMaps& maps, const ConvWork& 
         if (gathers)
           continue;
         else if (work.rows_alone)
-          hopper::load_box(to + i * Tuning::row_block, maps.x, arrived, 64 * chunk,
-                           static_cast<int>(tile.piece.begin) + 128 * i);
+          hopper::load_box(to + i * Tuning::row_block, maps.x, arrived, 64 * chunk, tile.begin + 128 * i);
         else
           hopper::load_columns(to + i * Tuning::row_block, maps.x, arrived, 64 * chunk, w[i], h[i], n[i], right, down);
       to += Tuning::rows * Tuning::row_block;
@@ -87,10 +90,10 @@ __device__ __forceinline__ void conv_load(const ConvMaps& maps, const ConvWork& 
         }
       };
       const auto for_both = [&](void* at, int x0, int x1, int x2) {
-        hopper::load_box_for_both(at, maps.weight, arrived, x0, x1, x2, tile.piece.expert);
+        hopper::load_box_for_both(at, maps.weight, arrived, x0, x1, x2, tile.expert);
       };
       const auto for_this = [&](void* at, int x0, int x1, int x2) {
-        hopper::load_box(at, maps.weight, arrived, x0, x1, x2, tile.piece.expert);
+        hopper::load_box(at, maps.weight, arrived, x0, x1, x2, tile.expert);
       };
       if (work.clusters && tile.shared) {
         load_half(rank, for_both);
@@ -103,8 +106,7 @@ __device__ __forceinline__ void conv_load(const ConvMaps& maps, const ConvWork& 
         constexpr int boxes = 4 * Tuning::columns;
         const int each = (boxes + steps - 1) / steps;
         for (int box = each * step; box < min(each * (step + 1), boxes); ++box)
-          hopper::prefetch_box(maps.h, tile.channel + box / 4 * 64, box / 2 % 2,
-                               static_cast<int>(tile.piece.begin) + box % 2 * 64);
+          hopper::prefetch_box(maps.h, tile.channel + box / 4 * 64, box / 2 % 2, tile.begin + box % 2 * 64);
       }
       // All channels of a tap one after the other, as they lie in the weights.
       if (++chunk == chunks) {
@@ -122,29 +124,29 @@ __device__ __forceinline__ void conv_load(const ConvMaps& maps, const ConvWork& 
 
 /// The work of one of two warps: the loads of x where its rows are gathered.
 template <class Tuning>
-__device__ __forceinline__ void conv_gather(const ConvWork& work, const PieceTable& table, int channels, int tiles, int rank,
-                                            int warp, uint8_t* stages, uint64_t* full, uint64_t* empty) {
+__device__ __forceinline__ void conv_gather(const ConvWork& work, const ConvOrder& order, int rank, int warp,
+                                            uint8_t* stages, uint64_t* full, uint64_t* empty) {
   constexpr int each = Tuning::positions / 64;  // rows a lane finds
-  const int steps = (work.in + 63) / 64, vectors = work.in / 8;
+  const int steps = (work.in + 63) / 64, vectors = work.in / 8, count = order.count();
   const auto find = [&](int number, int (&slot)[each]) {
-    const ConvTile tile = conv_tile(table, work, channels, number, rank);
+    const ConvTile tile = order(number, rank);
 #pragma unroll
     for (int i = 0; i < each; ++i) {  // behind the piece's end what nobody stores
       const int row = 32 * (each * warp + i) + threadIdx.x % 32;
-      slot[i] = row < tile.rows() ? work.order[tile.piece.begin + row] : 0;
+      slot[i] = row < tile.rows ? work.order[tile.begin + row] : 0;
     }
   };
   Gatherer<Tuning::stages, 32 * each> gatherer(warp, full, empty);
   int slot[each] = {};
   int number = blockIdx.x / 2;
-  if (number < tiles) find(number, slot);
-  while (number < tiles) {
+  if (number < count) find(number, slot);
+  while (number < count) {
     uint32_t source[each];
 #pragma unroll
     for (int i = 0; i < each; ++i) source[i] = static_cast<uint32_t>(slot[i] / work.slots * vectors);
     gatherer.set_rows(work.x, source);
     number += gridDim.x / 2;
-    if (number < tiles) find(number, slot);  // ahead: they come while this tile's rows do
+    if (number < count) find(number, slot);  // ahead: they come while this tile's rows do
     for (int step = 0; step < steps; ++step) {
       uint8_t* to = stages + gatherer.begin() * Tuning::stage;
       gatherer.copy(to, vectors - 8 * step);
@@ -160,6 +162,7 @@ __device__ __forceinline__ void conv_gather(const ConvWork& work, const PieceTab
 template <class Tuning, ConvKind Kind>
 __host__ __device__ constexpr uint32_t epilogue_bytes(bool moments) {
   if constexpr (is_staged<Tuning>(Kind)) return GateStage<Tuning, Kind>::bytes;
+  if constexpr (Tuning::leaves) return Tuning::workers / 32 * Tuning::of_warp;
   return moments ? MomentStage<Tuning>::bytes : 0;
 }
 
@@ -171,6 +174,7 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
   constexpr int channels = has_pairs(Kind) ? Tuning::channels / 2 : Tuning::channels;  // of y
   extern __shared__ uint8_t raw[];
   __shared__ uint64_t full[Tuning::stages], empty[Tuning::stages];
+  __shared__ ConvTile tiles[Tuning::stages + 1];  // one more than those whose first step a stage may hold
   [[maybe_unused]] __shared__ GateBarriers gate;
   uint8_t* stages = raw + (Tuning::aligned - hopper::shared_address(raw) % Tuning::aligned) % Tuning::aligned;
   uint8_t* rest = stages + Tuning::stages * Tuning::stage;  // what the epilogue needs, and the table
@@ -193,18 +197,18 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
   }
   __syncwarp();
   hopper::cluster_barrier();
-  const int tiles = (table.pieces() + 1) / 2 * work.column_tiles;
+  const ConvOrder order(table, work, channels);
   if (warp >= Tuning::workers / 32) {
-    hopper::fewer_registers<40>();
+    hopper::fewer_registers<56>();
     if (warp == Tuning::workers / 32 && lane == 0)
-      conv_load<Tuning, Kind>(maps, work, table, tiles, rank, stages, full, empty);
+      conv_load<Tuning, Kind>(maps, work, order, rank, stages, tiles, full, empty);
     if constexpr (is_staged<Tuning>(Kind))
       if (warp == Tuning::workers / 32 + 1 && lane == 0)
-        gate_move<Tuning, Kind>(maps, work, table, tiles, rank, rest, gate);
+        gate_move<Tuning, Kind>(maps, order, rank, rest, gate);
     if (const int gatherer = warp - Tuning::workers / 32 - 2; gathers_x<Kind>(work) && gatherer >= 0)
-      conv_gather<Tuning>(work, table, channels, tiles, rank, gatherer, stages, full, empty);
+      conv_gather<Tuning>(work, order, rank, gatherer, stages, full, empty);
   } else {
-    hopper::more_registers<232>();
+    hopper::more_registers<224>();
     const int warpgroup = warp / 4, steps = (work.in + 63) / 64 * work.taps;
     // A stage is free once the workers of both blocks have read it, since either block's loads may write both.
     const auto release = [&](int stage) {
@@ -213,10 +217,14 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
     float sums[Tuning::rows][32 * Tuning::columns] = {};
     hopper::Ring<Tuning::stages> ring;
     [[maybe_unused]] uint32_t turn = 0;
-    for (int number = blockIdx.x / 2; number < tiles; number += gridDim.x / 2) {
+    const int count = order.count();
+    hopper::Ring<Tuning::stages + 1> slot;
+    for (int number = blockIdx.x / 2; number < count; number += gridDim.x / 2, slot.next()) {
       [[maybe_unused]] GateBackward<Kind> backward;
-      if constexpr (Kind == ConvKind::gate_backward_weighted)
-        backward.start(work, conv_tile(table, work, channels, number, rank));
+      if constexpr (Kind == ConvKind::gate_backward_weighted) {
+        hopper::barrier_wait(&full[ring.stage], ring.parity);
+        backward.start(work, tiles[slot.stage]);
+      }
 #pragma unroll
       for (int i = 0; i < Tuning::rows; ++i) hopper::settle(sums[i]);
       int before = 0;
@@ -243,7 +251,8 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
         before = ring.stage;
         ring.next();
       }
-      const ConvTile tile = conv_tile(table, work, channels, number, rank);
+      // Long gates need their registers.
+      std::conditional_t<is_gate(Kind) && !is_staged<Tuning>(Kind), const ConvTile&, const ConvTile> tile = tiles[slot.stage];
       [[maybe_unused]] GateOperands<Tuning> operands{work, tile, {}, {}};
       if constexpr (is_gate_backward(Kind) && !is_staged<Tuning>(Kind)) operands.start();
       hopper::multiply_wait<0>();
@@ -256,9 +265,12 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
         gate_finish_kept<Tuning>(work, tile, sums);
       else if constexpr (is_gate_backward(Kind))
         gate_finish_backward<Tuning, Kind>(sums, operands, backward);
+      else if constexpr (Tuning::leaves)
+        conv_leave<Tuning>(maps.y, work, tile, sums[0], rest);
       else
         conv_finish<Tuning, Kind>(work, tile, sums, rest);
     }
+    if constexpr (Tuning::leaves) hopper::stores_read();
   }
   __syncwarp();
   hopper::cluster_barrier();  // the other block's last arrivals are in this one's shared memory
@@ -348,15 +360,17 @@ cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
           &maps.weight, a.weight, {uint64_t(s.in), uint64_t(s.taps()), uint64_t(s.out), uint64_t(a.groups.experts)},
           {64, 1, a.transposed ? 64u : Tuning::channels / 2u, 1}))
     return error;
+  const auto matrix = [&](CUtensorMap* map, const void* data, uint64_t parts, uint32_t rows) {
+    return hopper::tiled_map<3>(map, data, {uint64_t(work.out), parts, uint64_t(work.groups.items())}, {64, 1, rows});
+  };
+  if (Tuning::leaves)
+    if (const cudaError_t error = matrix(&maps.y, work.y, 1, 16)) return error;
   if constexpr (is_staged<Tuning>(Kind)) {
-    const auto matrix = [&](CUtensorMap* map, const void* data, uint64_t parts) {
-      return hopper::tiled_map<3>(map, data, {uint64_t(work.out), parts, uint64_t(work.groups.items())}, {64, 1, 64});
-    };
-    if (const cudaError_t error = matrix(&maps.a, work.y, 1)) return error;
+    if (const cudaError_t error = matrix(&maps.a, work.y, 1, 64)) return error;
     if (Kind != ConvKind::gated)
-      if (const cudaError_t error = matrix(&maps.d_h, work.h, 2)) return error;
+      if (const cudaError_t error = matrix(&maps.d_h, work.h, 2, 64)) return error;
     if (is_gate_backward(Kind))
-      if (const cudaError_t error = matrix(&maps.h, a.h, 2)) return error;
+      if (const cudaError_t error = matrix(&maps.h, a.h, 2, 64)) return error;
   }
   int processors = 0;
   if (const cudaError_t error = multiprocessors(&processors)) return error;
@@ -368,15 +382,18 @@ cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
   const int channels = has_pairs(Kind) ? Tuning::channels / 2 : Tuning::channels;
   work.column_tiles = (work.out + channels - 1) / channels;
   // Weights that fit into L2 beside what streams through are read for every pair, so that whole rows of y are written
-  // together; of larger ones a band of pairs shares what it reads.
-  work.band = int64_t(s.in) * s.out * s.taps() <= 1 << 20 ? 1 : 8;
-  const int64_t pairs = (work.groups.pieces(Tuning::positions) + 1) / 2;
-  work.clusters = in_clusters(pairs * work.column_tiles, processors);
+  // together; of larger ones a band of pairs shares what it reads. Of rows alone, which leave odd pieces to more experts
+  // than images do, they are also taken expert by expert.
+  const bool large = int64_t(s.in) * s.out * s.taps() > 1 << 20;
+  work.band = large ? 8 : 1;
+  work.by_expert = large && work.rows_alone;
+  const int64_t pairs = (work.groups.pieces(Tuning::positions) + 1) / 2 * work.column_tiles;  // of tiles, about
+  work.clusters = in_clusters(pairs, processors);
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {2, 1, 1};
   cudaLaunchConfig_t config{};
-  config.gridDim = static_cast<unsigned>(2 * std::min<int64_t>(pairs * work.column_tiles, processors / 2));
+  config.gridDim = static_cast<unsigned>(2 * std::min<int64_t>(pairs, processors / 2));
   config.blockDim = Tuning::threads;
   config.dynamicSmemBytes = dynamic;
   config.stream = stream;
@@ -410,6 +427,11 @@ using LongGate = ConvTuning<1, 4, 4>;
 using GateBack = ConvTuning<1, 2, 4>;
 using GateKept = ConvTuning<1, 2, 5>;
 inline bool has_long_sums(const Conv& a) { return (a.transposed ? a.shape.out : a.shape.in) > 1024; }
+
+template <class Tuning>
+cudaError_t launch_plain(const Conv& a, cudaStream_t stream) {
+  return a.transposed ? launch_conv<Tuning, ConvKind::transposed>(a, stream) : launch_conv<Tuning, ConvKind::plain>(a, stream);
+}
 
 template <ConvKind Kind>
 cudaError_t launch_gate_backward(const Conv& a, cudaStream_t stream) {
@@ -446,8 +468,9 @@ inline cudaError_t conv(const Conv& a, cudaStream_t stream) {
   out.each = conv_positions(a);
   return with_conv_tuning(out, a.transposed ? a.shape.in : a.shape.out, [&](auto tuning) {
     using Tuning = decltype(tuning);
-    return a.transposed ? launch_conv<Tuning, ConvKind::transposed>(a, stream)
-                        : launch_conv<Tuning, ConvKind::plain>(a, stream);
+    if constexpr (std::is_same_v<Tuning, ConvTuning<1, 4, 4>>)
+      if (a.shape.taps() == 1 && !a.moments) return launch_plain<ConvTuning<1, 4, 3, 256, true>>(a, stream);
+    return launch_plain<Tuning>(a, stream);
   });
 }
 

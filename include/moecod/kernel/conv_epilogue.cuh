@@ -22,6 +22,18 @@ __device__ __forceinline__ float2 unpack(uint32_t two) {
   return to_floats(reinterpret_cast<const __nv_bfloat162&>(two));
 }
 
+/// A warp's sixteen rows of 64 columns, rounded, into a block swizzled as TMA does.
+__device__ __forceinline__ void stage_rows(uint8_t* block, const float* sums) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    uint8_t* row = block + (8 * half + lane / 4) * 128 + lane % 4 * 4;
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+      *reinterpret_cast<uint32_t*>(row + (j ^ lane / 4) * 16) = pack(sums[4 * j + 2 * half], sums[4 * j + 2 * half + 1]);
+  }
+}
+
 /// Lane q of each four, which has part q of four vectors, gets all parts of vector q.
 __device__ __forceinline__ void to_vector_of_four(uint32_t (&part)[4]) {
   auto& [a, b, c, d] = part;
@@ -65,7 +77,7 @@ __device__ __forceinline__ void store_moments(const ConvWork& work, const ConvTi
   const auto rows_of = [&](int warp) {
     int rows = 0;
 #pragma unroll
-    for (int i = 0; i < Tuning::rows; ++i) rows += min(max(tile.rows() - first_row<Tuning>(warp, i), 0), 16);
+    for (int i = 0; i < Tuning::rows; ++i) rows += min(max(tile.rows - first_row<Tuning>(warp, i), 0), 16);
     return static_cast<float>(rows);
   };
   hopper::named_barrier(1, Tuning::workers);
@@ -75,7 +87,7 @@ __device__ __forceinline__ void store_moments(const ConvWork& work, const ConvTi
 #pragma unroll
     for (int w = 0; w < warps; ++w)
       if (const float rows = rows_of(w)) mean += rows * of_warps[w * 64 * Tuning::columns + c].x;
-    mean /= static_cast<float>(tile.rows());
+    mean /= static_cast<float>(tile.rows);
 #pragma unroll
     for (int w = 0; w < warps; ++w)
       if (const float rows = rows_of(w)) {
@@ -95,12 +107,12 @@ template <class Tuning, ConvKind Kind>
 __device__ __forceinline__ void conv_finish(const ConvWork& work, const ConvTile& tile,
                                             const float (&sums)[Tuning::rows][32 * Tuning::columns], uint8_t* scratch) {
   using Stage = MomentStage<Tuning>;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rows = tile.rows();
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rows = tile.rows;
   const int channels = min(Tuning::channels, work.out - tile.channel);
   const bool moments = Kind == ConvKind::plain && work.moments;
   uint8_t* patch = scratch + warp * Stage::patch;
   auto* of_warps = reinterpret_cast<float2*>(scratch + Stage::warps * Stage::patch);
-  __nv_bfloat16* y = work.y + tile.piece.begin * work.out + tile.channel;
+  __nv_bfloat16* y = work.y + int64_t(tile.begin) * work.out + tile.channel;
 #pragma unroll
   for (int chunk = 0; chunk < (Tuning::channels + 31) / 32; ++chunk) {
     const int column = 32 * chunk + 8 * (lane % 4);
@@ -151,6 +163,39 @@ __device__ __forceinline__ void conv_finish(const ConvWork& work, const ConvTile
     }
   }
   if (moments) store_moments<Tuning>(work, tile, of_warps);
+}
+
+/// A worker's part of a tile, rounded, through shared memory: its warp goes on while TMA stores what it left there.
+template <class Tuning>
+__device__ __forceinline__ void conv_leave(const CUtensorMap& map, const ConvWork& work, const ConvTile& tile,
+                                           const float (&sums)[32 * Tuning::columns], uint8_t* results) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rows = tile.rows - 16 * warp;
+  const int first = tile.begin + 16 * warp;
+  results += warp * Tuning::of_warp;
+  hopper::stores_read();
+  __syncwarp();
+#pragma unroll
+  for (int b = 0; b < Tuning::columns; ++b) stage_rows(results + b * 2048, sums + 32 * b);
+  hopper::publish_stores();
+  __syncwarp();
+  if (rows >= 16) {
+    if (lane == 0) {
+#pragma unroll
+      for (int b = 0; b < Tuning::columns; ++b)
+        hopper::store_box(map, results + b * 2048, tile.channel + 64 * b, 0, first);
+      hopper::stores_commit();
+    }
+    return;
+  }
+  // The piece ends here: TMA would write into the next expert's rows.
+  constexpr int vectors = Tuning::channels / 8;
+  for (int i = lane; i < rows * vectors; i += 32) {
+    const int row = i / vectors, vector = i % vectors, channel = tile.channel + 8 * vector;
+    if (channel < work.out)
+      *reinterpret_cast<uint4*>(work.y + int64_t(first + row) * work.out + channel) =
+          *reinterpret_cast<const uint4*>(results + vector / 8 * 2048 + row * 128 + (vector % 8 ^ row % 8) * 16);
+  }
+  __syncwarp();
 }
 
 #endif

@@ -55,8 +55,8 @@ struct GateBackward<ConvKind::gate_backward_weighted> {
   __device__ __forceinline__ void start(const ConvWork& work, const ConvTile& tile) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const bool inside = gate_row(half) < tile.rows();
-      weight[half] = inside ? work.weights[work.order[tile.piece.begin + gate_row(half)]] : 0;
+      const bool inside = gate_row(half) < tile.rows;
+      weight[half] = inside ? work.weights[work.order[tile.begin + gate_row(half)]] : 0;
       gradient[half] = 0;
     }
   }
@@ -71,8 +71,8 @@ struct GateBackward<ConvKind::gate_backward_weighted> {
     for (int half = 0; half < 2; ++half) {
       gradient[half] += __shfl_xor_sync(whole_warp, gradient[half], 1);
       gradient[half] += __shfl_xor_sync(whole_warp, gradient[half], 2);
-      if (threadIdx.x % 4 == 0 && gate_row(half) < tile.rows())
-        work.partial[tile.channel / channels * work.groups.items() + tile.piece.begin + gate_row(half)] = gradient[half];
+      if (threadIdx.x % 4 == 0 && gate_row(half) < tile.rows)
+        work.partial[tile.channel / channels * work.groups.items() + tile.begin + gate_row(half)] = gradient[half];
     }
   }
 };
@@ -85,12 +85,10 @@ struct GateBarriers {
 
 /// One thread's work: the loads of h and all stores.
 template <class Tuning, ConvKind Kind>
-__device__ __forceinline__ void gate_move(const ConvMaps& maps, const ConvWork& work, const PieceTable& table,
-                                          int tiles, int rank, uint8_t* stage, GateBarriers& barriers) {
+__device__ __forceinline__ void gate_move(const ConvMaps& maps, const ConvOrder& order, int rank, uint8_t* stage,
+                                          GateBarriers& barriers) {
   using Stage = GateStage<Tuning, Kind>;
-  const auto tile_at = [&](int number) {
-    return conv_tile(table, work, 64 * Stage::blocks, number, rank);
-  };
+  const int tiles = order.count();
   const auto prepare = [&](const ConvTile& tile, int b) {
     if constexpr (is_gate_backward(Kind)) {
       hopper::barrier_expect(&barriers.ready[b], 2 * Stage::block);
@@ -98,33 +96,34 @@ __device__ __forceinline__ void gate_move(const ConvMaps& maps, const ConvWork& 
       for (int i = 0; i < 4; ++i)
         hopper::load_box(stage + (i / 2 * Stage::blocks + b) * Stage::block + i % 2 * Stage::block / 2, maps.h,
                          &barriers.ready[b], tile.channel + 64 * b, i / 2,
-                         static_cast<int>(tile.piece.begin) + i % 2 * 64);
+                         tile.begin + i % 2 * 64);
     } else {
       hopper::barrier_arrive(&barriers.ready[b]);
     }
   };
   int number = blockIdx.x / 2;
   if (number >= tiles) return;
-  ConvTile tile = tile_at(number);
+  ConvTile tile = order(number, rank);
 #pragma unroll
   for (int b = 0; b < Stage::blocks; ++b) prepare(tile, b);
   for (uint32_t parity = 0;; parity ^= 1) {
     number += gridDim.x / 2;
-    const ConvTile next = number < tiles ? tile_at(number) : tile;
+    const ConvTile next = number < tiles ? order(number, rank) : tile;
 #pragma unroll
     for (int b = 0; b < Stage::blocks; ++b) {
       hopper::barrier_wait(&barriers.staged[b], parity);
-      if (tile.rows() == Tuning::positions) {  // else the workers have stored it
+      if (tile.rows == Tuning::positions) {  // else the workers have stored it
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const uint8_t* from = stage + b * Stage::block + half * Stage::block / 2;
-          const int channel = tile.channel + 64 * b, row = static_cast<int>(tile.piece.begin) + 64 * half;
+          const int channel = tile.channel + 64 * b, row = tile.begin + 64 * half;
           if constexpr (Stage::keeps) {
             hopper::store_box(maps.d_h, from, channel, 0, row);
             hopper::store_box(maps.d_h, from + Stage::blocks * Stage::block, channel, 1, row);
           }
           hopper::store_box(maps.a, from + Stage::a_at, channel, 0, row);
         }
+        hopper::stores_commit();
         hopper::stores_read();
       }
       if (number < tiles) prepare(next, b);
@@ -144,9 +143,9 @@ __device__ __forceinline__ void gate_store_rows(const ConvWork& work, const Conv
   hopper::named_barrier(1 + warpgroup, 128);
   for (int i = thread; i < 64 * 8; i += 128) {
     const int row = first + i / 8, chunk = i % 8, channel = tile.channel + 64 * b + 8 * chunk;
-    if (row >= tile.rows() || channel >= n) continue;
+    if (row >= tile.rows || channel >= n) continue;
     const auto* from = reinterpret_cast<const uint4*>(stage + b * Stage::block + row * 128 + (chunk ^ row % 8) * 16);
-    const int64_t at = (tile.piece.begin + row) * n + channel, at_h = 2 * (tile.piece.begin + row) * n + channel;
+    const int64_t at = int64_t(tile.begin + row) * n + channel, at_h = 2 * int64_t(tile.begin + row) * n + channel;
     if constexpr (Stage::keeps) {
       *reinterpret_cast<uint4*>(work.h + at_h) = from[0];
       *reinterpret_cast<uint4*>(work.h + at_h + n) = from[Stage::blocks * Stage::block / 16];
@@ -195,7 +194,7 @@ __device__ __forceinline__ void gate_finish(const ConvWork& work, const ConvTile
         }
       }
     }
-    if (tile.rows() < Tuning::positions) gate_store_rows<Tuning, Kind>(work, tile, stage, b);
+    if (tile.rows < Tuning::positions) gate_store_rows<Tuning, Kind>(work, tile, stage, b);
     hopper::publish_stores();
     __syncwarp();
     if (lane == 0) hopper::barrier_arrive(&barriers.staged[b]);
@@ -210,9 +209,9 @@ struct GatePlace {
   bool inside;
   __device__ __forceinline__ GatePlace(const ConvWork& work, const ConvTile& tile, int chunk, int half) {
     const int row = gate_row(half), channel = tile.channel + 32 * chunk + threadIdx.x % 4 * 8;
-    inside = row < tile.rows() && channel < work.out;
-    a = (tile.piece.begin + row) * work.out + channel;
-    g = a + (tile.piece.begin + row) * work.out;
+    inside = row < tile.rows && channel < work.out;
+    a = int64_t(tile.begin + row) * work.out + channel;
+    g = a + int64_t(tile.begin + row) * work.out;
   }
 };
 

@@ -23,23 +23,26 @@ MOECOD_HOST_DEVICE constexpr bool has_pairs(ConvKind kind) {
 
 struct ConvMaps {
   CUtensorMap x, weight;
+  CUtensorMap y;  // of tunings that leave
   // Of kinds that go through a stage:
   CUtensorMap h;       // gate_backward: read
   CUtensorMap d_h, a;  // written; gated_kept: h is in the place of d_h
 };
 
 /// The tile of a block: 128 `Rows` positions, `Channels` channels, for which there are `Columns` blocks of 64, the last of
-/// them perhaps not full, and how many steps are in flight.
-template <int Rows_, int Columns_, int Stages_, int Channels_ = 64 * Columns_>
+/// them perhaps not full, and how many steps are in flight. `Leaves`: y goes through shared memory, by TMA, while the workers
+/// are at the next tile.
+template <int Rows_, int Columns_, int Stages_, int Channels_ = 64 * Columns_, bool Leaves_ = false>
 struct ConvTuning {
   static constexpr int rows = Rows_, columns = Columns_, stages = Stages_;
+  static constexpr bool leaves = Leaves_;
   static constexpr int warpgroups = 2, threads = 128 * (warpgroups + 1), workers = 128 * warpgroups;
   static constexpr int positions = 128 * rows, channels = Channels_;
   static constexpr uint32_t row_block = 128 * 128, column_block = 64 * 128;  // bytes of 128 positions, 64 channels
   static constexpr uint32_t stage = rows * row_block + columns * column_block;
-  static constexpr uint32_t aligned = 1024;
+  static constexpr uint32_t aligned = 1024, of_warp = columns * 16 * 128;  // bytes of a warp's part of y
   static uint32_t dynamic(int experts, uint32_t epilogue) {
-    return aligned + stages * stage + epilogue + (experts + 1) * 4;
+    return aligned + stages * stage + epilogue + PieceTable::bytes(experts);
   }
 };
 
@@ -48,7 +51,8 @@ struct ConvWork {
   Groups groups;  // each: positions out
   int in, out;    // channels of x and y
   int column_tiles;
-  int band;  // pairs of pieces whose tiles are taken together
+  unsigned band;   // pairs of pieces whose tiles are taken together
+  bool by_expert;  // each expert's tiles follow each other
   int taps_right, taps, right, down;  // taps in a row, in all; dilation
   int low_right, low_down;            // where the first tap of the first position lies
   int out_width;
@@ -65,31 +69,88 @@ struct ConvWork {
   float* moments;
 };
 
-/// A block's tile. The two blocks of a cluster have the same channels and neighbouring pieces.
+/// A block's tile. The two blocks of a cluster have neighbouring pieces and the same channels; or both a piece that has none
+/// beside it, and neighbouring channels.
 struct ConvTile {
-  Piece piece;
-  int index;    // of the piece
-  int channel;  // the first
-  bool shared;  // the cluster's pieces are of one expert, so that its blocks share the weights' tiles
-  __device__ int rows() const { return static_cast<int>(piece.end - piece.begin); }
+  int begin, rows;     // of the piece
+  int expert, index;   // the piece's
+  int channel;         // the first
+  bool shared;         // the cluster's blocks share the weights' tiles
 };
 
-/// Tile `number` of a cluster's block `rank`: band after band, in each all pairs of a column before the next. Where the
-/// last pair lacks its second piece, that block computes what nobody stores.
-__device__ __forceinline__ ConvTile conv_tile(const PieceTable& table, const ConvWork& work, int channels, int number,
-                                              int rank) {
-  const int pieces = table.pieces(), pairs = (pieces + 1) / 2;
-  const int first = number / (work.band * work.column_tiles) * work.band, in_band = number - first * work.column_tiles;
-  const int high = min(work.band, pairs - first), pair = first + in_band % high;
-  ConvTile tile;
-  tile.channel = in_band / high * channels;
-  tile.index = 2 * pair + rank;
-  const bool lone = 2 * pair + 1 == pieces;
-  tile.piece = table.find(lone ? 2 * pair : tile.index);
-  if (lone && rank == 1) tile.piece.end = tile.piece.begin;
-  const int64_t last = tile.piece.first + tile.piece.count;
-  tile.shared = lone || (2 * pair >= tile.piece.first && 2 * pair + 1 < last);
-  return tile;
+/// n / d of numbers below 2^20, rounded down: a division takes some hundred cycles, and tiles may be short.
+__device__ __forceinline__ unsigned quotient(unsigned n, unsigned d) {
+  return static_cast<unsigned>(__fdividef(static_cast<float>(n) + 0.5f, static_cast<float>(d)));
 }
+
+/// The order in which clusters take tiles, two at a time. Of all pieces, or of each expert's where its weights are large, so that
+/// they are read from memory once: the pairs of pieces in bands, and in each all pairs of a column before the next. A piece
+/// that is left comes after each two columns of the last band. Where the columns are odd, the second block then computes
+/// what nobody stores.
+class ConvOrder {
+ public:
+  __device__ __forceinline__ ConvOrder(const PieceTable& table, const ConvWork& work, int channels)
+      : table_(table), work_(work), channels_(channels) {}
+
+  /// Tiles of each block of a cluster, in all.
+  __device__ __forceinline__ int count() const {
+    return work_.by_expert ? first_pair(work_.groups.experts) : pairs_of(table_.pieces(), table_.pieces() % 2);
+  }
+
+  /// Tile `number` of a cluster's block `rank`.
+  __device__ __forceinline__ ConvTile operator()(int number, int rank) const {
+    int first_piece = 0, pieces = table_.pieces();
+    if (work_.by_expert) {
+      const int expert = expert_of_pair(number);
+      first_piece = table_.first[expert];
+      pieces = table_.first[expert + 1] - first_piece;
+      number -= first_pair(expert);
+    }
+    const unsigned columns = work_.column_tiles, pairs = pieces / 2;
+    unsigned first = number / (work_.band * columns) * work_.band;
+    if (first >= pairs && first > 0) first -= work_.band;  // the piece that is left, behind all pairs
+    const unsigned in_band = number - first * columns, high = min(work_.band, pairs - first);
+    unsigned pair, column;
+    bool left = false;
+    if (pieces % 2 && first + work_.band >= pairs) {
+      const unsigned each = 2 * high + 1, two = quotient(in_band, each), i = in_band - two * each;
+      left = i >= min(columns - 2 * two, 2u) * high;
+      column = 2 * two + (left ? rank : i >= high);
+      pair = i >= high ? i - high : i;
+    } else {
+      column = quotient(in_band, high);
+      pair = in_band - column * high;
+    }
+    ConvTile tile;
+    const int even = first_piece + 2 * static_cast<int>(first + pair);
+    tile.index = left ? first_piece + pieces - 1 : even + rank;
+    const Piece piece = table_.find(tile.index);
+    tile.begin = static_cast<int>(piece.begin);
+    tile.rows = column < columns ? static_cast<int>(piece.end - piece.begin) : 0;
+    tile.expert = piece.expert;
+    tile.channel = static_cast<int>(column) * channels_;
+    tile.shared = !left && even >= piece.first && even + 1 < piece.first + piece.count;
+    return tile;
+  }
+
+ private:
+  /// Pairs of the tiles of pieces, of groups of which so many have an odd number.
+  __device__ __forceinline__ int pairs_of(int pieces, int odd) const {
+    return static_cast<int>((unsigned(pieces) * work_.column_tiles + (work_.column_tiles % 2 ? odd : 0)) / 2);
+  }
+  __device__ __forceinline__ int first_pair(int expert) const { return pairs_of(table_.first[expert], table_.odd()[expert]); }
+  __device__ __forceinline__ int expert_of_pair(int number) const {
+    int low = 0, high = work_.groups.experts;
+    while (high - low > 1) {
+      const int middle = (low + high) / 2;
+      (first_pair(middle) <= number ? low : high) = middle;
+    }
+    return low;
+  }
+
+  const PieceTable& table_;
+  const ConvWork& work_;
+  int channels_;  // of a tile
+};
 
 }  // namespace moecod::kernel::detail

@@ -23,16 +23,21 @@ namespace detail {
 
 /// The tile of a block: 64 channels out for each of its two warpgroups and 64 `Columns` of taps x in; or, with
 /// `Shared`, the same 64 channels out for both and 64 `Columns` columns for each.
-template <int Columns_, bool Shared_>
+/// `RowsAlone`: positions are rows of a matrix, and x's map is one.
+template <int Columns_, bool Shared_, bool RowsAlone_>
 struct ConvWeightTuning {
-  static constexpr int columns = Columns_, stages = 4;
-  static constexpr bool shared = Shared_;
+  static constexpr int columns = Columns_;
+  static constexpr bool shared = Shared_, rows_alone = RowsAlone_;
+  static constexpr bool staged = rows_alone && !shared && columns <= 4;  // results leave through shared memory
+  static constexpr int stages = staged && columns == 4 ? 3 : 4;
   static constexpr int warpgroups = 2, workers = 128 * warpgroups, threads = workers + 128;
   static constexpr int grad_blocks = shared ? 1 : warpgroups, x_blocks = shared ? warpgroups * columns : columns;
   static constexpr uint32_t block = 64 * 128;  // bytes of 64 positions, 64 channels
   static constexpr uint32_t stage = (grad_blocks + x_blocks) * block;
   static constexpr int sums = 32 * columns, tile = workers * sums;  // numbers of a worker, and of a tile
-  static uint32_t dynamic(int experts) { return stages * stage + 1024 + (experts + 1) * 4; }
+  static constexpr uint32_t of_warp = columns * 16 * 128;  // bytes of a warp's results
+  static constexpr uint32_t results = staged ? workers / 32 * of_warp : 0;
+  static uint32_t dynamic(int experts) { return stages * stage + results + 1024 + (experts + 1) * 4; }
 };
 
 struct ConvWeightWork {
@@ -43,6 +48,7 @@ struct ConvWeightWork {
   int out_width;
   int piece;  // positions a piece, a multiple of 64
   int rows, columns;  // tiles
+  bool by_column;     // a column's tiles follow each other, not a row's
   int turn;           // multiprocessors: tiles at once
   bool parts;         // the last turn's tiles are cut into parts, and there are `turn` blocks; of even loads it is decided
   ConvWeight::Gathers gathers;
@@ -51,9 +57,9 @@ struct ConvWeightWork {
   const void* gathered;
   __nv_bfloat16* d_weight;
   float* partial;
-  template <bool RowsAlone>
+  template <class Tuning>
   __device__ bool gathers_rows() const {
-    return RowsAlone && gathers != ConvWeight::Gathers::none;
+    return Tuning::rows_alone && gathers != ConvWeight::Gathers::none;
   }
   __host__ __device__ int in_blocks() const { return (in + 63) / 64; }
   __host__ __device__ int blocks() const { return taps * in_blocks(); }  // of 64 columns
@@ -96,15 +102,18 @@ struct ConvWeightTile {
   __device__ int steps() const { return static_cast<int>((piece.end - piece.begin + 63) / 64); }
 };
 
-/// The tiles of a piece follow each other, so that its positions stay in L2.
+/// The tiles of a piece follow each other, so that its positions stay in L2; and of those the ones that share their part of the
+/// wider operand, so that the narrower one stays.
 template <class Tuning>
 __device__ __forceinline__ ConvWeightTile conv_weight_tile(const EvenPieceTable& table, const ConvWeightWork& work,
                                                            const ConvWeightTurns& turns, int number) {
   ConvWeightTile tile;
   tile.part = turns.parts > 1 && number >= turns.whole ? number - turns.whole : -1;
   if (tile.part >= 0) number = turns.whole + tile.part / turns.parts;
-  const int column = number % work.columns, rest = number / work.columns, row = rest % work.rows;
-  tile.index = rest / work.rows;
+  const int of_piece = number % (work.rows * work.columns);
+  tile.index = number / (work.rows * work.columns);
+  const int column = work.by_column ? of_piece / work.rows : of_piece % work.columns;
+  const int row = work.by_column ? of_piece % work.rows : of_piece / work.columns;
   tile.channel = row * 64 * Tuning::grad_blocks;
   tile.first_block = column * Tuning::x_blocks;
   tile.piece = table.find(tile.index);
@@ -120,16 +129,16 @@ __device__ __forceinline__ ConvWeightTile conv_weight_tile(const EvenPieceTable&
 
 #if MOECOD_HOPPER_CODE
 /// One thread's work: all loads of the block, as fast as it can issue them: what holds for all of them is a template's
-/// argument. `RowsAlone`: positions are rows of a matrix, and x's map is one.
-template <class Tuning, bool RowsAlone>
+/// argument.
+template <class Tuning>
 __device__ __forceinline__ void conv_weight_load(const CUtensorMap& x_map, const CUtensorMap& grad_map,
                                                  const ConvWeightWork& work, const EvenPieceTable& table, uint8_t* stages,
                                                  uint64_t* full, uint64_t* empty) {
   const int in_blocks = work.in_blocks();
   const ConvWeightTurns turns{work, table};
   const int height = static_cast<int>(work.groups.each / work.out_width);
-  const bool gathers_x = RowsAlone && work.gathers == ConvWeight::Gathers::x;  // comes by conv_weight_gather
-  const bool gathers_grad = RowsAlone && work.gathers == ConvWeight::Gathers::grad;
+  const bool gathers_x = Tuning::rows_alone && work.gathers == ConvWeight::Gathers::x;  // comes by conv_weight_gather
+  const bool gathers_grad = Tuning::rows_alone && work.gathers == ConvWeight::Gathers::grad;
   hopper::Ring<Tuning::stages> ring;
   for (int number = blockIdx.x; number < turns.count(); number += gridDim.x) {
     const ConvWeightTile tile = conv_weight_tile<Tuning>(table, work, turns, number);
@@ -160,14 +169,14 @@ __device__ __forceinline__ void conv_weight_load(const CUtensorMap& x_map, const
       for (int i = 0; i < Tuning::x_blocks; ++i) {
         const int channel = source[i] & 0xffff, right = source[i] >> 16 & 0xff, down = source[i] >> 24;
         if (i >= blocks || gathers_x) continue;
-        if constexpr (RowsAlone)
+        if constexpr (Tuning::rows_alone)
           hopper::load_box(to + i * Tuning::block, x_map, arrived, channel, position);
         else
           hopper::load_columns(to + i * Tuning::block, x_map, arrived, channel, w + work.low_right, h + work.low_down, n,
                                right, down);
       }
       position += 64;
-      if constexpr (!RowsAlone)
+      if constexpr (!Tuning::rows_alone)
         for (w += 64; w >= work.out_width; w -= work.out_width)
           if (++h == height) {
             h = 0;
@@ -250,22 +259,44 @@ __device__ __forceinline__ void conv_weight_finish(const ConvWeightWork& work, c
     }
   }
 }
+
+/// A warp's part of a tile of an expert's only piece, through shared memory: the warp goes on while TMA stores it.
+template <class Tuning>
+__device__ __forceinline__ void conv_weight_leave(const CUtensorMap& map, const ConvWeightTile& tile,
+                                                  const float (&sums)[Tuning::sums], uint8_t* results) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  results += warp * Tuning::of_warp;
+  hopper::stores_read();
+  __syncwarp();
+#pragma unroll
+  for (int b = 0; b < Tuning::columns; ++b)
+    stage_rows(results + b * 2048, sums + 32 * b);
+  hopper::publish_stores();
+  __syncwarp();
+  if (lane == 0) {
+#pragma unroll
+    for (int b = 0; b < Tuning::columns; ++b)
+      hopper::store_box(map, results + b * 2048, 64 * (tile.first_block + b), tile.channel + 16 * warp, tile.piece.expert);
+    hopper::stores_commit();
+  }
+}
 #endif
 
-template <class Tuning, bool RowsAlone>
+template <class Tuning>
 __global__ void __launch_bounds__(Tuning::threads, 1)
     conv_weight(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap grad_map,
-                const ConvWeightWork work) {
+                const __grid_constant__ CUtensorMap d_weight_map, const ConvWeightWork work) {
 #if MOECOD_HOPPER_CODE
   extern __shared__ uint8_t raw[];
   __shared__ uint64_t full[Tuning::stages], empty[Tuning::stages];
   uint8_t* stages = raw + (1024 - hopper::shared_address(raw) % 1024) % 1024;
-  const EvenPieceTable table{{reinterpret_cast<int32_t*>(stages + Tuning::stages * Tuning::stage), work.groups, work.piece}};
+  uint8_t* results = stages + Tuning::stages * Tuning::stage;
+  const EvenPieceTable table{{reinterpret_cast<int32_t*>(results + Tuning::results), work.groups, work.piece}};
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (warp == 0) table.fill();
   if (threadIdx.x == 32) {
     for (int i = 0; i < Tuning::stages; ++i) {
-      hopper::barrier_init(&full[i], work.gathers_rows<RowsAlone>() ? 1 + gather_arrivals : 1);
+      hopper::barrier_init(&full[i], work.gathers_rows<Tuning>() ? 1 + gather_arrivals : 1);
       hopper::barrier_init(&empty[i], Tuning::workers / 32);
     }
     hopper::barrier_init_done();
@@ -274,8 +305,8 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
   if (warp >= Tuning::workers / 32) {
     hopper::fewer_registers<40>();
     if (warp == Tuning::workers / 32 && lane == 0)
-      conv_weight_load<Tuning, RowsAlone>(x_map, grad_map, work, table, stages, full, empty);
-    if (const int gatherer = warp - Tuning::workers / 32 - 2; work.gathers_rows<RowsAlone>() && gatherer >= 0)
+      conv_weight_load<Tuning>(x_map, grad_map, work, table, stages, full, empty);
+    if (const int gatherer = warp - Tuning::workers / 32 - 2; work.gathers_rows<Tuning>() && gatherer >= 0)
       conv_weight_gather<Tuning>(work, table, gatherer, stages, full, empty);
   } else {
     hopper::more_registers<232>();
@@ -293,7 +324,7 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
       const int steps = tile.steps();
       for (int step = 0; step < steps; ++step, left -= 64) {
         hopper::barrier_wait(&full[ring.stage], ring.parity);
-        if (work.gathers_rows<RowsAlone>()) hopper::publish_stores();
+        if (work.gathers_rows<Tuning>()) hopper::publish_stores();
         uint8_t* here = stages + ring.stage * Tuning::stage;
         if (left < 64) {
           hopper::multiply_wait<0>();
@@ -325,6 +356,11 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
 #pragma unroll
         for (float& sum : sums) sum = 0;
       }
+      if constexpr (Tuning::staged)
+        if (tile.part < 0 && tile.piece.count == 1) {
+          conv_weight_leave<Tuning>(d_weight_map, tile, sums, results);
+          continue;
+        }
 #pragma unroll
       for (int b = 0; b < Tuning::columns; ++b) {
         const float* of_columns = sums + 32 * b;
@@ -338,6 +374,7 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
           to[i * Tuning::workers] = {of_columns[4 * i], of_columns[4 * i + 1], of_columns[4 * i + 2], of_columns[4 * i + 3]};
       }
     }
+    if constexpr (Tuning::staged) hopper::stores_read();
   }
 #endif
 }
@@ -402,6 +439,7 @@ inline ConvWeightWork conv_weight_work(const ConvWeight& a) {
   work.groups.each = int64_t(s.out_height()) * s.out_width();
   work.in = s.in;
   work.out = s.out;
+  work.by_column = s.in > s.out;
   work.taps = s.taps();
   work.taps_right = s.kernel[1];
   work.right = s.dilation[1];
@@ -473,13 +511,16 @@ cudaError_t with_conv_weight_tuning(ConvWeightWork work, F&& f) {
       }
     }
   };
-  if (work.out <= 64) {
-    consider(ConvWeightTuning<3, true>{});
-  } else {
-    consider(ConvWeightTuning<3, false>{});
-    consider(ConvWeightTuning<4, false>{});
-    consider(ConvWeightTuning<5, false>{});
-  }
+  const auto consider_all = [&]<bool RowsAlone>(std::bool_constant<RowsAlone>) {
+    if (work.out <= 64) {
+      consider(ConvWeightTuning<3, true, RowsAlone>{});
+    } else {
+      consider(ConvWeightTuning<3, false, RowsAlone>{});
+      consider(ConvWeightTuning<4, false, RowsAlone>{});
+      consider(ConvWeightTuning<5, false, RowsAlone>{});
+    }
+  };
+  work.taps == 1 ? consider_all(std::true_type{}) : consider_all(std::false_type{});
   return best(cheapest, f);
 }
 
@@ -495,7 +536,7 @@ inline cudaError_t conv_weight_partial(const ConvWeight& a, int64_t* size) {
 
 namespace detail {
 
-template <class Tuning, bool RowsAlone>
+template <class Tuning>
 cudaError_t launch_conv_weight(const ConvWeight& a, const ConvWeightWork& work, cudaStream_t stream) {
   const ConvShape& s = a.shape;
   if (work.groups.rows > 0) {
@@ -508,19 +549,24 @@ cudaError_t launch_conv_weight(const ConvWeight& a, const ConvWeightWork& work, 
       return hopper::tiled_map<2>(map, data, {uint64_t(width), uint64_t(gathered ? 1 : work.groups.items())}, {64, 64});
     };
     if (const cudaError_t error =
-            RowsAlone
+            Tuning::rows_alone
                 ? rows_map(&x_map, a.x, s.in, a.gathers == ConvWeight::Gathers::x)
                 : hopper::columns_map(&x_map, a.x, a.groups.rows, s.height, s.width, s.in, lower, upper, 64))
       return error;
     if (const cudaError_t error = rows_map(&grad_map, a.grad, s.out, a.gathers == ConvWeight::Gathers::grad)) return error;
-    const auto kernel = conv_weight<Tuning, RowsAlone>;
+    CUtensorMap d_weight_map{};
+    if constexpr (Tuning::staged)
+      if (const cudaError_t error = hopper::tiled_map<3>(
+              &d_weight_map, a.d_weight, {uint64_t(s.in), uint64_t(s.out), uint64_t(a.groups.experts)}, {64, 16, 1}))
+        return error;
+    const auto kernel = conv_weight<Tuning>;
     const uint32_t dynamic = Tuning::dynamic(a.groups.experts);
     if (const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                        cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic))
       return error;
     const int64_t tiles = work.groups.pieces(work.piece) * work.rows * work.columns;
     const auto blocks = static_cast<unsigned>(work.parts ? work.turn : std::min<int64_t>(tiles, work.turn));
-    kernel<<<blocks, Tuning::threads, dynamic, stream>>>(x_map, grad_map, work);
+    kernel<<<blocks, Tuning::threads, dynamic, stream>>>(x_map, grad_map, d_weight_map, work);
     if (const cudaError_t error = cudaGetLastError()) return error;
     if (work.parts) {  // of at most half as many tiles as there are blocks
       add_parts_of_tiles<Tuning>
@@ -540,9 +586,7 @@ cudaError_t launch_conv_weight(const ConvWeight& a, const ConvWeightWork& work, 
 inline cudaError_t conv_weight(const ConvWeight& a, cudaStream_t stream) {
   if (a.gathers != ConvWeight::Gathers::none && a.shape.taps() > 1) return cudaErrorInvalidValue;
   return detail::with_conv_weight_tuning(detail::conv_weight_work(a), [&](auto tuning, const detail::ConvWeightWork& work) {
-    using Tuning = decltype(tuning);
-    return a.shape.taps() == 1 ? detail::launch_conv_weight<Tuning, true>(a, work, stream)
-                               : detail::launch_conv_weight<Tuning, false>(a, work, stream);
+    return detail::launch_conv_weight<decltype(tuning)>(a, work, stream);
   });
 }
 

@@ -227,10 +227,9 @@ __device__ __forceinline__ void store_box(const CUtensorMap& map, const void* fr
                "r"(shared_address(from)), "r"(x0), "r"(x1), "r"(x2)
                : "memory");
 }
-/// Waits until this thread's stores have read what they store.
-__device__ __forceinline__ void stores_read() {
-  asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 0;" ::: "memory");
-}
+__device__ __forceinline__ void stores_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+/// Waits until this thread's committed stores have read what they store.
+__device__ __forceinline__ void stores_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 /// Consecutive positions from (h, w) of image n, at the tap that lies (down, right) of the first.
 __device__ __forceinline__ void load_columns(void* to, const CUtensorMap& map, uint64_t* barrier, int channel, int w,
                                              int h, int n, int right, int down) {

@@ -22,10 +22,12 @@ struct ExpertsPieces {
   }
 
  protected:
-  template <class Count>
-  __device__ void fill_by(Count&& count_of) const {
+  /// Of a warp; also calls f(e, pieces) in the lane of each expert, 32 at a time.
+  template <class Count, class F>
+  __device__ void fill_by(Count&& count_of, F&& f) const {
     find_expert(groups, count_of, [&](int e, int64_t, int64_t, int count, int before) {
       if (e < groups.experts) first[e + 1] = before + count;
+      f(e, count);
       return false;
     });
     if (threadIdx.x % 32 == 0) first[0] = 0;
@@ -42,9 +44,20 @@ struct ExpertsPieces {
 
 /// Pieces cut every `size` items, as find_piece_of_block has them.
 struct PieceTable : ExpertsPieces {
+  static uint32_t bytes(int experts) { return (experts + 1) * (sizeof(int32_t) + sizeof(uint16_t)); }
+
+  /// How many experts before each have an odd number of pieces, and in all: [experts + 1], behind `first`.
+  __device__ uint16_t* odd() const { return reinterpret_cast<uint16_t*>(first + groups.experts + 1); }
+
   /// A warp's work.
   __device__ void fill() const {
-    fill_by([&](int64_t items) { return pieces_in(items, size); });
+    int before = 0;
+    fill_by([&](int64_t items) { return pieces_in(items, size); }, [&](int e, int count) {
+      const unsigned odds = __ballot_sync(whole_warp, count % 2);
+      if (e < groups.experts) odd()[e + 1] = static_cast<uint16_t>(before + __popc(odds << (31 - threadIdx.x % 32)));
+      before += __popc(odds);
+    });
+    if (threadIdx.x % 32 == 0) odd()[0] = 0;
   }
 
   /// The piece of that number, of those that there are.
@@ -61,7 +74,7 @@ struct PieceTable : ExpertsPieces {
 struct EvenPieceTable : ExpertsPieces {
   /// A warp's work.
   __device__ void fill() const {
-    fill_by([&](int64_t items) { return items > 0 ? max(pieces_in(items - size / 2, size), 1) : 0; });
+    fill_by([&](int64_t items) { return items > 0 ? max(pieces_in(items - size / 2, size), 1) : 0; }, [](int, int) {});
   }
 
   /// The piece of that number, of those that there are.
