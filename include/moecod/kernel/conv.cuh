@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 #include "moecod/kernel/conv_gate.cuh"
@@ -14,10 +15,10 @@
 /// block computes tiles of consecutive positions of one expert (they may go over the images' ends) and `Channels`
 /// channels, one after the other. One thread has TMA bring, for each tap and 64 channels in, the positions moved by the
 /// tap (im2col mode: what lies outside of an image is zero) and the expert's weights, without a pause between tiles (rows
-/// that are not sorted yet come by two warps, gather_tile.cuh);
-/// two warpgroups multiply, and finish a tile from their registers while the loads of the next arrive. Two blocks form
-/// a cluster with the same channels; where their pieces are of one expert, each loads half of the weights for both. The
-/// gradient of the input is the same with the taps in the opposite order and the weights' tiles read across.
+/// that are not sorted yet come by two warps, gather_tile.cuh); two warpgroups multiply, and finish a tile while the loads
+/// of the next arrive. Two blocks form a cluster with the same channels; where their pieces are of one expert, each loads
+/// half of the weights for both (a piece without a neighbour: conv_tile.cuh). The gradient of the input is the same with the
+/// taps in the opposite order and the weights' tiles read across.
 ///
 /// The epilogue rounds to bfloat16 and takes mean and squares of each channel over the tile, which batch normalisation
 /// would else read it again for.
@@ -468,7 +469,7 @@ inline cudaError_t conv(const Conv& a, cudaStream_t stream) {
   out.each = conv_positions(a);
   return with_conv_tuning(out, a.transposed ? a.shape.in : a.shape.out, [&](auto tuning) {
     using Tuning = decltype(tuning);
-    if constexpr (std::is_same_v<Tuning, ConvTuning<1, 4, 4>>)
+    if constexpr (std::is_same_v<Tuning, ConvTuning<1, 4, 4>>)  // a stage less leaves room for y; moments need registers
       if (a.shape.taps() == 1 && !a.moments) return launch_plain<ConvTuning<1, 4, 3, 256, true>>(a, stream);
     return launch_plain<Tuning>(a, stream);
   });

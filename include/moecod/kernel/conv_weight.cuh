@@ -13,10 +13,11 @@
 /// piece's end belong to another expert and are zeroed in shared memory.
 ///
 /// A block stays for many tiles, and its loads go on while it finishes one. An expert's positions are cut into pieces so
-/// that there is work for all multiprocessors; an expert of one piece is rounded and stored at once, those of several
-/// through float32 sums that a second kernel adds in their order. The tiles of the last turn, where they are too few for
-/// all blocks, are cut into parts once more, which are added likewise. Nothing is atomic. Operations: 2 positions taps in
-/// out. Bytes: x and grad, d_weight, and the sums out and in.
+/// that there is work for all multiprocessors; an expert of one piece is rounded and stored at once (of rows, through shared
+/// memory by TMA, which goes on while the next tile is at work), those of several through float32 sums that a second kernel
+/// adds in their order. The tiles of the last turn, where they are too few for all blocks, are cut into parts once more, which
+/// are added likewise. Nothing is atomic. Operations: 2 positions taps in out. Bytes: x and grad, d_weight, and the sums out
+/// and in.
 namespace moecod::kernel {
 
 namespace detail {
@@ -28,15 +29,15 @@ template <int Columns_, bool Shared_, bool RowsAlone_>
 struct ConvWeightTuning {
   static constexpr int columns = Columns_;
   static constexpr bool shared = Shared_, rows_alone = RowsAlone_;
-  static constexpr bool staged = rows_alone && !shared && columns <= 4;  // results leave through shared memory
-  static constexpr int stages = staged && columns == 4 ? 3 : 4;
+  static constexpr bool leaves = rows_alone && !shared && columns <= 4;  // results go through shared memory
+  static constexpr int stages = leaves && columns == 4 ? 3 : 4;
   static constexpr int warpgroups = 2, workers = 128 * warpgroups, threads = workers + 128;
   static constexpr int grad_blocks = shared ? 1 : warpgroups, x_blocks = shared ? warpgroups * columns : columns;
   static constexpr uint32_t block = 64 * 128;  // bytes of 64 positions, 64 channels
   static constexpr uint32_t stage = (grad_blocks + x_blocks) * block;
   static constexpr int sums = 32 * columns, tile = workers * sums;  // numbers of a worker, and of a tile
   static constexpr uint32_t of_warp = columns * 16 * 128;  // bytes of a warp's results
-  static constexpr uint32_t results = staged ? workers / 32 * of_warp : 0;
+  static constexpr uint32_t results = leaves ? workers / 32 * of_warp : 0;
   static uint32_t dynamic(int experts) { return stages * stage + results + 1024 + (experts + 1) * 4; }
 };
 
@@ -356,7 +357,7 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
 #pragma unroll
         for (float& sum : sums) sum = 0;
       }
-      if constexpr (Tuning::staged)
+      if constexpr (Tuning::leaves)
         if (tile.part < 0 && tile.piece.count == 1) {
           conv_weight_leave<Tuning>(d_weight_map, tile, sums, results);
           continue;
@@ -374,7 +375,7 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
           to[i * Tuning::workers] = {of_columns[4 * i], of_columns[4 * i + 1], of_columns[4 * i + 2], of_columns[4 * i + 3]};
       }
     }
-    if constexpr (Tuning::staged) hopper::stores_read();
+    if constexpr (Tuning::leaves) hopper::stores_read();
   }
 #endif
 }
@@ -555,7 +556,7 @@ cudaError_t launch_conv_weight(const ConvWeight& a, const ConvWeightWork& work, 
       return error;
     if (const cudaError_t error = rows_map(&grad_map, a.grad, s.out, a.gathers == ConvWeight::Gathers::grad)) return error;
     CUtensorMap d_weight_map{};
-    if constexpr (Tuning::staged)
+    if constexpr (Tuning::leaves)
       if (const cudaError_t error = hopper::tiled_map<3>(
               &d_weight_map, a.d_weight, {uint64_t(s.in), uint64_t(s.out), uint64_t(a.groups.experts)}, {64, 16, 1}))
         return error;
