@@ -19,6 +19,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <array>
 #include <limits>
 
@@ -83,9 +84,10 @@ Pair conv_backward_by_torch(const Tensor& grad, const Tensor& x, const Tensor& w
 }
 
 bool takes(const Tensor& x, const Tensor& weight, const kernel::ConvShape& shape) {
-  const int64_t most = std::numeric_limits<int32_t>::max(), out = int64_t(shape.out_height()) * shape.out_width();
+  const int64_t most = std::numeric_limits<int32_t>::max();
+  const int64_t positions = std::max(int64_t(shape.out_height()) * shape.out_width(), int64_t(shape.height) * shape.width);
   return x.scalar_type() == at::kBFloat16 && x.numel() > 0 && weight.size(0) <= kernel::max_experts &&
-         x.size(0) * out < most && conv_takes(shape);
+         x.size(0) * positions < most && conv_takes(shape);
 }
 
 bool conv2d_takes(int64_t in, int64_t out, int64_t height, int64_t width, IntArrayRef kernel, IntArrayRef padding,

@@ -670,7 +670,9 @@ int main() {
   run_linear({0, 9000, 9001, 18000}, 8, 144);  // more tiles than blocks: clusters, tile after tile
   run_linear({0, 128, 256, 257}, 200, 336);
   run_linear({0, 130, 130, 400}, 1032, 1040);  // long sums, whose gate does not go through shared memory; expert by expert
-  run_linear({0, 1100, 1100, 1101, 1229, 1900, 2400}, 72, 1040);  // wide tiles, which leave through shared memory
+  // Wide tiles, which leave through shared memory, several a block: of the product, and of the gradient of its rows.
+  run_linear({0, 1100, 1100, 1101, 1229, 2700, 3258}, 24, 1552);
+  run_linear({0, 1100, 1100, 1101, 1229, 2700, 3258}, 1552, 32);
   std::vector<int32_t> single(151);  // several tiles a block
   for (int e = 0; e <= 150; ++e) single[e] = e;
   run_linear(single, 24, 272);

@@ -101,6 +101,7 @@ TEST(GroupedLinear, EqualsFloat64_CUDA) {
   // Large weights: tiles expert after expert, an odd one in two columns, of even and of odd columns.
   compare({1024, 640, 0, 1, 130, 700}, 2056, 1032, Activation::none, false, at::kBFloat16, true);
   compare({100, 0, 129, 128, 1, 2900}, 776, 1544, Activation::none, false, at::kBFloat16, true);
+  compare({2100, 0, 129, 1, 2900}, 1032, 2048, Activation::none, false, at::kBFloat16, true);  // 17 and 23 pieces
   // Gradients of weights whose tiles are a little more than a turn of 132 multiprocessors; also with several pieces.
   compare({3000, 2950, 3050, 2900, 3100}, 384, 1792, Activation::none, false, at::kBFloat16, true);
   compare({7001, 2000, 0, 2999, 3000}, 384, 1792, Activation::none, false, at::kBFloat16, true);
@@ -199,6 +200,8 @@ TEST(SwiGlu, EqualsFloat64_CUDA) {
                                                                 {{3, 250, 7}, 1032, 136},
                                                                 {{700, 0, 129, 256}, 1040, 600},
                                                                 {{2300, 0, 129, 1}, 1040, 600},
+                                                                {std::vector<int64_t>(256, 2), 1040, 24},
+                                                                {std::vector<int64_t>(256, 2), 64, 24},
                                                                 {std::vector<int64_t>(128, 3), 128, 200}}) {
     SCOPED_TRACE(::testing::Message() << rows.size() << " experts, " << channels << " and " << hidden);
     const auto experts = static_cast<int64_t>(rows.size());

@@ -51,7 +51,7 @@ __device__ __forceinline__ void conv_load(const ConvMaps& maps, const ConvWork& 
     if (!work.rows_alone)
 #pragma unroll
       for (int i = 0; i < Tuning::rows; ++i) {
-        const int64_t position = tile.begin + 128 * i;
+        const int64_t position = int64_t(tile.begin) + 128 * i;
         n[i] = static_cast<int>(position / work.groups.each);
         const int at = static_cast<int>(position % work.groups.each);
         h[i] = at / work.out_width + work.low_down;
@@ -163,7 +163,7 @@ __device__ __forceinline__ void conv_gather(const ConvWork& work, const ConvOrde
 template <class Tuning, ConvKind Kind>
 __host__ __device__ constexpr uint32_t epilogue_bytes(bool moments) {
   if constexpr (is_staged<Tuning>(Kind)) return GateStage<Tuning, Kind>::bytes;
-  if constexpr (Tuning::leaves) return Tuning::workers / 32 * Tuning::of_warp;
+  if constexpr (Tuning::leaves) return Tuning::workers / 32 * Tuning::columns * warp_block;
   return moments ? MomentStage<Tuning>::bytes : 0;
 }
 
@@ -280,7 +280,7 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
 
 /// Whether blocks run in clusters that share the weights' tiles. They wait for each other, which does not pay where each has
 /// one tile.
-inline bool in_clusters(int64_t tiles, int processors) { return tiles > processors / 2; }
+inline bool in_clusters(int64_t tile_pairs, int processors) { return tile_pairs > processors / 2; }
 
 /// What a tile costs a convolution: turns of the device, times the cycles of a step: of its products, or of its bytes,
 /// of which 40 a cycle come from L2; and a 256th of these in any case, which chooses between tiles that are as good: larger
@@ -288,18 +288,22 @@ inline bool in_clusters(int64_t tiles, int processors) { return tiles > processo
 template <class Tuning>
 int64_t conv_cost(const Groups& groups, int channels, int processors) {
   const int64_t pairs = (groups.pieces(Tuning::positions) + 1) / 2, at_once = std::max(processors / 2, 1);
-  const int64_t tiles = pairs * ((channels + Tuning::channels - 1) / Tuning::channels);
-  const int64_t weights = Tuning::channels * 128 / (in_clusters(tiles, processors) ? 2 : 1);
+  const int64_t tile_pairs = pairs * ((channels + Tuning::channels - 1) / Tuning::channels);
+  const int64_t weights = Tuning::channels * 128 / (in_clusters(tile_pairs, processors) ? 2 : 1);
   const int64_t bytes = Tuning::rows * Tuning::row_block + weights;
   const int64_t step = std::max<int64_t>(bytes / 40, 4 * Tuning::rows * Tuning::channels) + bytes / 256;
-  return (tiles + at_once - 1) / at_once * step;
+  return (tile_pairs + at_once - 1) / at_once * step;
 }
+
+/// The tile of linear layers, and with a stage less and y in its place.
+using WideTile = ConvTuning<1, 4, 4>;
+using WideTileLeaving = ConvTuning<1, 4, 3, 256, true>;
 
 /// Calls f with the tile for a convolution to so many channels, the cheapest.
 template <class F>
 auto with_conv_tuning(const Groups& groups, int channels, F&& f) {
   using Tunings = std::tuple<ConvTuning<2, 1, 5>, ConvTuning<2, 2, 4>, ConvTuning<1, 3, 5, 176>, ConvTuning<1, 3, 5>,
-                             ConvTuning<1, 4, 4>, ConvTuning<1, 5, 3>>;
+                             WideTile, ConvTuning<1, 5, 3>>;
   int processors = 0;
   if (multiprocessors(&processors) != cudaSuccess) processors = 1;
   return [&]<std::size_t... I>(std::index_sequence<I...>) {
@@ -364,10 +368,12 @@ cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
   const auto matrix = [&](CUtensorMap* map, const void* data, uint64_t parts, uint32_t rows) {
     return hopper::tiled_map<3>(map, data, {uint64_t(work.out), parts, uint64_t(work.groups.items())}, {64, 1, rows});
   };
-  if (Tuning::leaves)
+  if constexpr (Tuning::leaves) {
+    if (a.moments) return cudaErrorInvalidValue;
     if (const cudaError_t error = matrix(&maps.y, work.y, 1, 16)) return error;
+  }
   if constexpr (is_staged<Tuning>(Kind)) {
-    if (const cudaError_t error = matrix(&maps.a, work.y, 1, 64)) return error;
+    if (const cudaError_t error = matrix(&maps.y, work.y, 1, 64)) return error;
     if (Kind != ConvKind::gated)
       if (const cudaError_t error = matrix(&maps.d_h, work.h, 2, 64)) return error;
     if (is_gate_backward(Kind))
@@ -375,6 +381,9 @@ cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
   }
   int processors = 0;
   if (const cudaError_t error = multiprocessors(&processors)) return error;
+  constexpr uint32_t barriers = (2 * Tuning::stages + 8) * sizeof(uint64_t);  // eight are the gates'
+  static_assert(Tuning::dynamic(max_experts, epilogue_bytes<Tuning, Kind>(Kind == ConvKind::plain)) + barriers +
+                    (Tuning::stages + 1) * sizeof(ConvTile) <= hopper::shared_memory);
   const auto kernel = conv<Tuning, Kind>;
   const uint32_t dynamic = Tuning::dynamic(a.groups.experts, epilogue_bytes<Tuning, Kind>(a.moments));
   if (const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
@@ -388,13 +397,13 @@ cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
   const bool large = int64_t(s.in) * s.out * s.taps() > 1 << 20;
   work.band = large ? 8 : 1;
   work.by_expert = large && work.rows_alone;
-  const int64_t pairs = (work.groups.pieces(Tuning::positions) + 1) / 2 * work.column_tiles;  // of tiles, about
-  work.clusters = in_clusters(pairs, processors);
+  const int64_t tile_pairs = (work.groups.pieces(Tuning::positions) + 1) / 2 * work.column_tiles;  // about
+  work.clusters = in_clusters(tile_pairs, processors);
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {2, 1, 1};
   cudaLaunchConfig_t config{};
-  config.gridDim = static_cast<unsigned>(2 * std::min<int64_t>(pairs, processors / 2));
+  config.gridDim = static_cast<unsigned>(2 * std::min<int64_t>(tile_pairs, processors / 2));
   config.blockDim = Tuning::threads;
   config.dynamicSmemBytes = dynamic;
   config.stream = stream;
@@ -469,8 +478,8 @@ inline cudaError_t conv(const Conv& a, cudaStream_t stream) {
   out.each = conv_positions(a);
   return with_conv_tuning(out, a.transposed ? a.shape.in : a.shape.out, [&](auto tuning) {
     using Tuning = decltype(tuning);
-    if constexpr (std::is_same_v<Tuning, ConvTuning<1, 4, 4>>)  // a stage less leaves room for y; moments need registers
-      if (a.shape.taps() == 1 && !a.moments) return launch_plain<ConvTuning<1, 4, 3, 256, true>>(a, stream);
+    if constexpr (std::is_same_v<Tuning, WideTile>)
+      if (a.shape.taps() == 1 && !a.moments) return launch_plain<WideTileLeaving>(a, stream);
     return launch_plain<Tuning>(a, stream);
   });
 }

@@ -12,6 +12,9 @@ struct MomentStage {
   static constexpr uint32_t patch = 16 * 64, bytes = warps * (patch + Tuning::columns * 64 * 8);
 };
 
+/// Bytes of a warp's sixteen rows of 64 results.
+inline constexpr uint32_t warp_block = 16 * 128;
+
 #if MOECOD_HOPPER_CODE
 
 __device__ __forceinline__ uint32_t pack(float x, float y) {
@@ -22,16 +25,26 @@ __device__ __forceinline__ float2 unpack(uint32_t two) {
   return to_floats(reinterpret_cast<const __nv_bfloat162&>(two));
 }
 
-/// A warp's sixteen rows of 64 columns, rounded, into a block swizzled as TMA does.
-__device__ __forceinline__ void stage_rows(uint8_t* block, const float* sums) {
+/// A warp's sixteen rows of 64 `Columns` columns, rounded, into blocks of 64, swizzled as TMA does, once the stores of what stood
+/// there have read it. TMA may store them after.
+template <int Columns>
+__device__ __forceinline__ void stage_warp(uint8_t* blocks, const float* sums) {
   const int lane = threadIdx.x % 32;
+  hopper::stores_read();
+  __syncwarp();
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    uint8_t* row = block + (8 * half + lane / 4) * 128 + lane % 4 * 4;
+  for (int b = 0; b < Columns; ++b)
 #pragma unroll
-    for (int j = 0; j < 8; ++j)
-      *reinterpret_cast<uint32_t*>(row + (j ^ lane / 4) * 16) = pack(sums[4 * j + 2 * half], sums[4 * j + 2 * half + 1]);
-  }
+    for (int half = 0; half < 2; ++half) {
+      uint8_t* row = blocks + b * warp_block + (8 * half + lane / 4) * 128 + lane % 4 * 4;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const float* two = sums + 32 * b + 4 * j + 2 * half;
+        *reinterpret_cast<uint32_t*>(row + (j ^ lane / 4) * 16) = pack(two[0], two[1]);
+      }
+    }
+  hopper::publish_stores();
+  __syncwarp();
 }
 
 /// Lane q of each four, which has part q of four vectors, gets all parts of vector q.
@@ -169,20 +182,16 @@ __device__ __forceinline__ void conv_finish(const ConvWork& work, const ConvTile
 template <class Tuning>
 __device__ __forceinline__ void conv_leave(const CUtensorMap& map, const ConvWork& work, const ConvTile& tile,
                                            const float (&sums)[32 * Tuning::columns], uint8_t* results) {
+  static_assert(Tuning::rows == 1 && Tuning::channels == 64 * Tuning::columns);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rows = tile.rows - 16 * warp;
   const int first = tile.begin + 16 * warp;
-  results += warp * Tuning::of_warp;
-  hopper::stores_read();
-  __syncwarp();
-#pragma unroll
-  for (int b = 0; b < Tuning::columns; ++b) stage_rows(results + b * 2048, sums + 32 * b);
-  hopper::publish_stores();
-  __syncwarp();
+  results += warp * Tuning::columns * warp_block;
+  stage_warp<Tuning::columns>(results, sums);
   if (rows >= 16) {
     if (lane == 0) {
 #pragma unroll
       for (int b = 0; b < Tuning::columns; ++b)
-        hopper::store_box(map, results + b * 2048, tile.channel + 64 * b, 0, first);
+        hopper::store_box(map, results + b * warp_block, tile.channel + 64 * b, 0, first);
       hopper::stores_commit();
     }
     return;
@@ -193,9 +202,8 @@ __device__ __forceinline__ void conv_leave(const CUtensorMap& map, const ConvWor
     const int row = i / vectors, vector = i % vectors, channel = tile.channel + 8 * vector;
     if (channel < work.out)
       *reinterpret_cast<uint4*>(work.y + int64_t(first + row) * work.out + channel) =
-          *reinterpret_cast<const uint4*>(results + vector / 8 * 2048 + row * 128 + (vector % 8 ^ row % 8) * 16);
+          *reinterpret_cast<const uint4*>(results + vector / 8 * warp_block + row * 128 + (vector % 8 ^ row % 8) * 16);
   }
-  __syncwarp();
 }
 
 #endif

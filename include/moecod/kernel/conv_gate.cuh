@@ -121,7 +121,7 @@ __device__ __forceinline__ void gate_move(const ConvMaps& maps, const ConvOrder&
             hopper::store_box(maps.d_h, from, channel, 0, row);
             hopper::store_box(maps.d_h, from + Stage::blocks * Stage::block, channel, 1, row);
           }
-          hopper::store_box(maps.a, from + Stage::a_at, channel, 0, row);
+          hopper::store_box(maps.y, from + Stage::a_at, channel, 0, row);
         }
         hopper::stores_commit();
         hopper::stores_read();

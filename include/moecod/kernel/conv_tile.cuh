@@ -23,10 +23,10 @@ MOECOD_HOST_DEVICE constexpr bool has_pairs(ConvKind kind) {
 
 struct ConvMaps {
   CUtensorMap x, weight;
-  CUtensorMap y;  // of tunings that leave
-  // Of kinds that go through a stage:
-  CUtensorMap h;       // gate_backward: read
-  CUtensorMap d_h, a;  // written; gated_kept: h is in the place of d_h
+  CUtensorMap y;    // of tunings that leave, and of kinds that go through a stage, of which it is a
+  // Of those kinds:
+  CUtensorMap h;    // gate_backward: read
+  CUtensorMap d_h;  // written; gated_kept: h is in its place
 };
 
 /// The tile of a block: 128 `Rows` positions, `Channels` channels, for which there are `Columns` blocks of 64, the last of
@@ -40,8 +40,8 @@ struct ConvTuning {
   static constexpr int positions = 128 * rows, channels = Channels_;
   static constexpr uint32_t row_block = 128 * 128, column_block = 64 * 128;  // bytes of 128 positions, 64 channels
   static constexpr uint32_t stage = rows * row_block + columns * column_block;
-  static constexpr uint32_t aligned = 1024, of_warp = columns * 16 * 128;  // bytes of a warp's part of y
-  static uint32_t dynamic(int experts, uint32_t epilogue) {
+  static constexpr uint32_t aligned = 1024;
+  static constexpr uint32_t dynamic(int experts, uint32_t epilogue) {
     return aligned + stages * stage + epilogue + PieceTable::bytes(experts);
   }
 };
@@ -92,19 +92,19 @@ class ConvOrder {
   __device__ __forceinline__ ConvOrder(const PieceTable& table, const ConvWork& work, int channels)
       : table_(table), work_(work), channels_(channels) {}
 
-  /// Tiles of each block of a cluster, in all.
+  /// Pairs of tiles, in all.
   __device__ __forceinline__ int count() const {
-    return work_.by_expert ? first_pair(work_.groups.experts) : pairs_of(table_.pieces(), table_.pieces() % 2);
+    return work_.by_expert ? first_tile_pair(work_.groups.experts) : tile_pairs_of(table_.pieces(), table_.pieces() % 2);
   }
 
-  /// Tile `number` of a cluster's block `rank`.
+  /// Of pair `number` the tile of a cluster's block `rank`.
   __device__ __forceinline__ ConvTile operator()(int number, int rank) const {
     int first_piece = 0, pieces = table_.pieces();
     if (work_.by_expert) {
-      const int expert = expert_of_pair(number);
+      const int expert = expert_of_tile_pair(number);
       first_piece = table_.first[expert];
       pieces = table_.first[expert + 1] - first_piece;
-      number -= first_pair(expert);
+      number -= first_tile_pair(expert);
     }
     const unsigned columns = work_.column_tiles, pairs = pieces / 2;
     unsigned first = number / (work_.band * columns) * work_.band;
@@ -135,15 +135,15 @@ class ConvOrder {
 
  private:
   /// Pairs of the tiles of pieces, of groups of which so many have an odd number.
-  __device__ __forceinline__ int pairs_of(int pieces, int odd) const {
+  __device__ __forceinline__ int tile_pairs_of(int pieces, int odd) const {
     return static_cast<int>((unsigned(pieces) * work_.column_tiles + (work_.column_tiles % 2 ? odd : 0)) / 2);
   }
-  __device__ __forceinline__ int first_pair(int expert) const { return pairs_of(table_.first[expert], table_.odd()[expert]); }
-  __device__ __forceinline__ int expert_of_pair(int number) const {
+  __device__ __forceinline__ int first_tile_pair(int expert) const { return tile_pairs_of(table_.first[expert], table_.odd()[expert]); }
+  __device__ __forceinline__ int expert_of_tile_pair(int number) const {
     int low = 0, high = work_.groups.experts;
     while (high - low > 1) {
       const int middle = (low + high) / 2;
-      (first_pair(middle) <= number ? low : high) = middle;
+      (first_tile_pair(middle) <= number ? low : high) = middle;
     }
     return low;
   }

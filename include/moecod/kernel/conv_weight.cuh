@@ -36,9 +36,8 @@ struct ConvWeightTuning {
   static constexpr uint32_t block = 64 * 128;  // bytes of 64 positions, 64 channels
   static constexpr uint32_t stage = (grad_blocks + x_blocks) * block;
   static constexpr int sums = 32 * columns, tile = workers * sums;  // numbers of a worker, and of a tile
-  static constexpr uint32_t of_warp = columns * 16 * 128;  // bytes of a warp's results
-  static constexpr uint32_t results = leaves ? workers / 32 * of_warp : 0;
-  static uint32_t dynamic(int experts) { return stages * stage + results + 1024 + (experts + 1) * 4; }
+  static constexpr uint32_t results = leaves ? workers / 32 * columns * warp_block : 0;  // bytes
+  static constexpr uint32_t dynamic(int experts) { return stages * stage + results + 1024 + EvenPieceTable::bytes(experts); }
 };
 
 struct ConvWeightWork {
@@ -265,19 +264,13 @@ __device__ __forceinline__ void conv_weight_finish(const ConvWeightWork& work, c
 template <class Tuning>
 __device__ __forceinline__ void conv_weight_leave(const CUtensorMap& map, const ConvWeightTile& tile,
                                                   const float (&sums)[Tuning::sums], uint8_t* results) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  results += warp * Tuning::of_warp;
-  hopper::stores_read();
-  __syncwarp();
-#pragma unroll
-  for (int b = 0; b < Tuning::columns; ++b)
-    stage_rows(results + b * 2048, sums + 32 * b);
-  hopper::publish_stores();
-  __syncwarp();
-  if (lane == 0) {
+  const int warp = threadIdx.x / 32;
+  results += warp * Tuning::columns * warp_block;
+  stage_warp<Tuning::columns>(results, sums);
+  if (threadIdx.x % 32 == 0) {
 #pragma unroll
     for (int b = 0; b < Tuning::columns; ++b)
-      hopper::store_box(map, results + b * 2048, 64 * (tile.first_block + b), tile.channel + 16 * warp, tile.piece.expert);
+      hopper::store_box(map, results + b * warp_block, 64 * (tile.first_block + b), tile.channel + 16 * warp, tile.piece.expert);
     hopper::stores_commit();
   }
 }
@@ -560,6 +553,7 @@ cudaError_t launch_conv_weight(const ConvWeight& a, const ConvWeightWork& work, 
       if (const cudaError_t error = hopper::tiled_map<3>(
               &d_weight_map, a.d_weight, {uint64_t(s.in), uint64_t(s.out), uint64_t(a.groups.experts)}, {64, 16, 1}))
         return error;
+    static_assert(Tuning::dynamic(max_experts) + 2 * Tuning::stages * sizeof(uint64_t) <= hopper::shared_memory);
     const auto kernel = conv_weight<Tuning>;
     const uint32_t dynamic = Tuning::dynamic(a.groups.experts);
     if (const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
@@ -571,13 +565,13 @@ cudaError_t launch_conv_weight(const ConvWeight& a, const ConvWeightWork& work, 
     if (const cudaError_t error = cudaGetLastError()) return error;
     if (work.parts) {  // of at most half as many tiles as there are blocks
       add_parts_of_tiles<Tuning>
-          <<<dim3((work.turn + 1) / 2, Tuning::columns), Tuning::workers, (a.groups.experts + 1) * 4, stream>>>(work);
+          <<<dim3((work.turn + 1) / 2, Tuning::columns), Tuning::workers, EvenPieceTable::bytes(a.groups.experts), stream>>>(work);
       if (const cudaError_t error = cudaGetLastError()) return error;
     }
   }
   const int64_t vectors = work.matrix() / 4;
   const auto each = static_cast<unsigned>(std::min<int64_t>((vectors + 255) / 256, 1 + 2048 / a.groups.experts));
-  add_pieces<<<dim3(each, a.groups.experts), 256, (a.groups.experts + 1) * 4, stream>>>(work);
+  add_pieces<<<dim3(each, a.groups.experts), 256, EvenPieceTable::bytes(a.groups.experts), stream>>>(work);
   return cudaGetLastError();
 }
 

@@ -21,6 +21,9 @@ namespace moecod::kernel::hopper {
 #define MOECOD_HOPPER_KERNELS 1
 #endif
 
+/// Bytes of shared memory that a block may have.
+inline constexpr uint32_t shared_memory = 227 << 10;
+
 /// Whether the current device runs these kernels.
 inline bool is_hopper() {
   if (!MOECOD_HOPPER_KERNELS) return false;
@@ -51,8 +54,8 @@ inline cudaError_t bind_context() {
   return error ? error : cudaSetDevice(device);
 }
 
-/// A tensor of bfloat16, innermost dimension first, read in boxes whose rows of 64 elements are swizzled by 128 bytes;
-/// what lies outside is zero.
+/// A tensor of bfloat16, innermost dimension first, read or written in boxes whose rows of 64 elements are swizzled by 128
+/// bytes; what lies outside reads as zero and is not written.
 template <int Rank>
 cudaError_t tiled_map(CUtensorMap* map, const void* data, const uint64_t (&sizes)[Rank], const uint32_t (&box)[Rank]) {
   static const auto encode = driver_function<decltype(&cuTensorMapEncodeTiled)>("cuTensorMapEncodeTiled");

@@ -10,6 +10,8 @@ struct ExpertsPieces {
   Groups groups;
   int size;
 
+  static constexpr uint32_t bytes(int experts) { return (experts + 1) * sizeof(int32_t); }
+
   __device__ int pieces() const { return first[groups.experts]; }
 
   /// The pieces of an expert: their first and their number.
@@ -44,7 +46,7 @@ struct ExpertsPieces {
 
 /// Pieces cut every `size` items, as find_piece_of_block has them.
 struct PieceTable : ExpertsPieces {
-  static uint32_t bytes(int experts) { return (experts + 1) * (sizeof(int32_t) + sizeof(uint16_t)); }
+  static constexpr uint32_t bytes(int experts) { return ExpertsPieces::bytes(experts) + (experts + 1) * sizeof(uint16_t); }
 
   /// How many experts before each have an odd number of pieces, and in all: [experts + 1], behind `first`.
   __device__ uint16_t* odd() const { return reinterpret_cast<uint16_t*>(first + groups.experts + 1); }
