@@ -95,8 +95,7 @@ __device__ __forceinline__ void gate_move(const ConvMaps& maps, const ConvOrder&
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         hopper::load_box(stage + (i / 2 * Stage::blocks + b) * Stage::block + i % 2 * Stage::block / 2, maps.h,
-                         &barriers.ready[b], tile.channel + 64 * b, i / 2,
-                         tile.begin + i % 2 * 64);
+                         &barriers.ready[b], tile.channel + 64 * b, i / 2, tile.begin + i % 2 * 64);
     } else {
       hopper::barrier_arrive(&barriers.ready[b]);
     }

@@ -23,9 +23,9 @@ MOECOD_HOST_DEVICE constexpr bool has_pairs(ConvKind kind) {
 
 struct ConvMaps {
   CUtensorMap x, weight;
-  CUtensorMap y;    // of tunings that leave, and of kinds that go through a stage, of which it is a
+  CUtensorMap y;  // of tunings that leave, and of kinds that go through a stage, of which it is a
   // Of those kinds:
-  CUtensorMap h;    // gate_backward: read
+  CUtensorMap h;  // gate_backward: read
   CUtensorMap d_h;  // written; gated_kept: h is in its place
 };
 
@@ -72,10 +72,10 @@ struct ConvWork {
 /// A block's tile. The two blocks of a cluster have neighbouring pieces and the same channels; or both a piece that has none
 /// beside it, and neighbouring channels.
 struct ConvTile {
-  int begin, rows;     // of the piece
-  int expert, index;   // the piece's
-  int channel;         // the first
-  bool shared;         // the cluster's blocks share the weights' tiles
+  int begin, rows;    // of the piece
+  int expert, index;  // the piece's
+  int channel;        // the first
+  bool shared;        // the cluster's blocks share the weights' tiles
 };
 
 /// n / d of numbers below 2^20, rounded down: a division takes some hundred cycles, and tiles may be short.
@@ -99,9 +99,9 @@ class ConvOrder {
 
   /// Of pair `number` the tile of a cluster's block `rank`.
   __device__ __forceinline__ ConvTile operator()(int number, int rank) const {
-    int first_piece = 0, pieces = table_.pieces();
+    int expert = 0, first_piece = 0, pieces = table_.pieces();
     if (work_.by_expert) {
-      const int expert = expert_of_tile_pair(number);
+      expert = last_begun(work_.groups.experts, number, [&](int e) { return first_tile_pair(e); });
       first_piece = table_.first[expert];
       pieces = table_.first[expert + 1] - first_piece;
       number -= first_tile_pair(expert);
@@ -124,10 +124,10 @@ class ConvOrder {
     ConvTile tile;
     const int even = first_piece + 2 * static_cast<int>(first + pair);
     tile.index = left ? first_piece + pieces - 1 : even + rank;
-    const Piece piece = table_.find(tile.index);
+    tile.expert = work_.by_expert ? expert : table_.expert_of_piece(tile.index);
+    const Piece piece = table_.find(tile.expert, tile.index);
     tile.begin = static_cast<int>(piece.begin);
     tile.rows = column < columns ? static_cast<int>(piece.end - piece.begin) : 0;
-    tile.expert = piece.expert;
     tile.channel = static_cast<int>(column) * channels_;
     tile.shared = !left && even >= piece.first && even + 1 < piece.first + piece.count;
     return tile;
@@ -139,14 +139,6 @@ class ConvOrder {
     return static_cast<int>((unsigned(pieces) * work_.column_tiles + (work_.column_tiles % 2 ? odd : 0)) / 2);
   }
   __device__ __forceinline__ int first_tile_pair(int expert) const { return tile_pairs_of(table_.first[expert], table_.odd()[expert]); }
-  __device__ __forceinline__ int expert_of_tile_pair(int number) const {
-    int low = 0, high = work_.groups.experts;
-    while (high - low > 1) {
-      const int middle = (low + high) / 2;
-      (first_tile_pair(middle) <= number ? low : high) = middle;
-    }
-    return low;
-  }
 
   const PieceTable& table_;
   const ConvWork& work_;

@@ -48,7 +48,6 @@ struct ConvWeightWork {
   int out_width;
   int piece;  // positions a piece, a multiple of 64
   int rows, columns;  // tiles
-  bool by_column;     // a column's tiles follow each other, not a row's
   int turn;           // multiprocessors: tiles at once
   bool parts;         // the last turn's tiles are cut into parts, and there are `turn` blocks; of even loads it is decided
   ConvWeight::Gathers gathers;
@@ -61,6 +60,8 @@ struct ConvWeightWork {
   __device__ bool gathers_rows() const {
     return Tuning::rows_alone && gathers != ConvWeight::Gathers::none;
   }
+  /// Whether a column's tiles follow each other, not a row's: those that share their part of the wider operand.
+  __device__ bool by_column() const { return in > out; }
   __host__ __device__ int in_blocks() const { return (in + 63) / 64; }
   __host__ __device__ int blocks() const { return taps * in_blocks(); }  // of 64 columns
   __host__ __device__ int64_t matrix() const { return int64_t(out) * taps * in; }
@@ -112,8 +113,8 @@ __device__ __forceinline__ ConvWeightTile conv_weight_tile(const EvenPieceTable&
   if (tile.part >= 0) number = turns.whole + tile.part / turns.parts;
   const int of_piece = number % (work.rows * work.columns);
   tile.index = number / (work.rows * work.columns);
-  const int column = work.by_column ? of_piece / work.rows : of_piece % work.columns;
-  const int row = work.by_column ? of_piece % work.rows : of_piece / work.columns;
+  const int column = work.by_column() ? of_piece / work.rows : of_piece % work.columns;
+  const int row = work.by_column() ? of_piece % work.rows : of_piece / work.columns;
   tile.channel = row * 64 * Tuning::grad_blocks;
   tile.first_block = column * Tuning::x_blocks;
   tile.piece = table.find(tile.index);
@@ -433,7 +434,6 @@ inline ConvWeightWork conv_weight_work(const ConvWeight& a) {
   work.groups.each = int64_t(s.out_height()) * s.out_width();
   work.in = s.in;
   work.out = s.out;
-  work.by_column = s.in > s.out;
   work.taps = s.taps();
   work.taps_right = s.kernel[1];
   work.right = s.dilation[1];

@@ -23,6 +23,8 @@ struct ExpertsPieces {
     return piece;
   }
 
+  __device__ int expert_of_piece(int index) const { return expert_of(first, groups.experts, index); }
+
  protected:
   /// Of a warp; also calls f(e, pieces) in the lane of each expert, 32 at a time.
   template <class Count, class F>
@@ -35,9 +37,9 @@ struct ExpertsPieces {
     if (threadIdx.x % 32 == 0) first[0] = 0;
   }
 
-  /// All items of the expert that has the piece of that number.
-  __device__ Piece expert_of_piece(int index) const {
-    Piece piece = of(expert_of(first, groups.experts, index));
+  /// All items of the expert.
+  __device__ Piece all_of(int expert) const {
+    Piece piece = of(expert);
     piece.begin = groups.each * groups.offsets[piece.expert];
     piece.end = groups.each * groups.offsets[piece.expert + 1];
     return piece;
@@ -62,9 +64,9 @@ struct PieceTable : ExpertsPieces {
     if (threadIdx.x % 32 == 0) odd()[0] = 0;
   }
 
-  /// The piece of that number, of those that there are.
-  __device__ Piece find(int index) const {
-    Piece piece = expert_of_piece(index);
+  /// The piece of that number, which the expert has.
+  __device__ Piece find(int expert, int index) const {
+    Piece piece = all_of(expert);
     piece.begin += (index - piece.first) * size;
     piece.end = min(piece.begin + size, piece.end);
     return piece;
@@ -81,7 +83,7 @@ struct EvenPieceTable : ExpertsPieces {
 
   /// The piece of that number, of those that there are.
   __device__ Piece find(int index) const {
-    Piece piece = expert_of_piece(index);
+    Piece piece = all_of(expert_of_piece(index));
     const auto steps = static_cast<unsigned>(pieces_in(piece.end - piece.begin, 64));
     const auto count = static_cast<unsigned>(piece.count);
     const unsigned i = index - static_cast<unsigned>(piece.first), each = steps / count, more = steps % count;

@@ -23,14 +23,20 @@ __device__ __forceinline__ int pieces_in(int64_t items, int64_t size) {
   return static_cast<int>(last < int64_t(1) << 32 ? static_cast<uint32_t>(last) / static_cast<uint32_t>(size) : last / size);
 }
 
-/// The expert of a row: the last that begins at it or before. O(log E).
-__device__ __forceinline__ int expert_of(const int32_t* offsets, int experts, int64_t row) {
+/// The last expert whose begin(e) is at the place or before it. O(log E).
+template <class Place, class Begin>
+__device__ __forceinline__ int last_begun(int experts, Place place, Begin&& begin) {
   int low = 0, high = experts;
   while (high - low > 1) {
     const int middle = (low + high) / 2;
-    (offsets[middle] <= row ? low : high) = middle;
+    (begin(middle) <= place ? low : high) = middle;
   }
   return low;
+}
+
+/// The expert of a row.
+__device__ __forceinline__ int expert_of(const int32_t* offsets, int experts, int64_t row) {
+  return last_begun(experts, row, [&](int e) { return offsets[e]; });
 }
 
 namespace detail {
