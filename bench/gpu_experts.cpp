@@ -6,6 +6,9 @@
 //     python bench/gpu_table.py experts.json
 #include <ATen/ops/_grouped_mm.h>
 
+#include <chrono>
+#include <thread>
+
 #include "bench/gpu.hpp"
 #include "bench/seed_batching.hpp"
 #include "moecod/expert/conv.hpp"
@@ -26,7 +29,9 @@ constexpr auto channels_last = at::MemoryFormat::ChannelsLast;
 
 at::TensorOptions on(at::ScalarType type) { return at::TensorOptions().dtype(type).device(at::kCUDA); }
 
-enum class By { eager, graph };
+/// `rested`: replayed as `graph`, but after a second in which the device did nothing. Large products soon draw more power than it
+/// may, some tenths of a second after the first, and what ran before a case shows in its time; here it does not.
+enum class By { eager, graph, rested };
 
 /// Times call(), which returns what it computed; the median of rounds of several calls. `peak_MB`: the most that live
 /// tensors took during a call, above what was there before it.
@@ -43,14 +48,19 @@ void measure(benchmark::State& state, By by, double flops, const std::function<T
     for (int i = 0; i < calls; ++i) call();
   };
   at::cuda::CUDAGraph captured;
-  if (by == By::graph) {
+  if (by != By::eager) {
     captured.capture_begin();
     all();
     captured.capture_end();
   }
-  const auto round = [&] { by == By::graph ? captured.replay() : all(); };
+  const auto round = [&] { by == By::eager ? all() : captured.replay(); };
   round();
   at::cuda::device_synchronize();
+  if (by == By::rested) {
+    std::this_thread::sleep_for(std::chrono::seconds(1));
+    round();  // clocks rise again
+    at::cuda::device_synchronize();
+  }
   double seconds = 0;
   for (auto _ : state) state.SetIterationTime(seconds = median_seconds(round, rounds) / calls);
   state.counters["peak_MB"] = static_cast<double>(peak - before) / 1e6;
@@ -253,6 +263,7 @@ void add_position(const PositionShape& s) {
     row("grouped", grouped(By::eager, "even"));
     row("grouped_graph", grouped(By::graph, "even"));
     row("skewed_graph", grouped(By::graph, "one"));
+    row("rested_graph", grouped(By::rested, "even"));
   }
 }
 

@@ -1,5 +1,8 @@
 // Experts spread over ranks against one process that has all experts and the whole batch.
+#include <ATen/ops/cat.h>
 #include <ATen/ops/equal.h>
+#include <ATen/ops/rand.h>
+#include <ATen/ops/randint.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
@@ -14,6 +17,7 @@
 #include "moecod/distributed/spread_experts.hpp"
 #include "moecod/expert/conv.hpp"
 #include "moecod/expert/mlp.hpp"
+#include "moecod/expert/swiglu.hpp"
 #include "moecod/moe/moe.hpp"
 #include "tests/distributed/job.hpp"
 #include "tests/error_of.hpp"
@@ -91,6 +95,48 @@ void compare(bool to_first) {
 TYPED_TEST(ExpertParallel, TrainsAsOneProcessWithAllExperts) { compare<TypeParam>(false); }
 
 TYPED_TEST(ExpertParallel, TrainsWhereOnlyOneRankHasWork) { compare<TypeParam>(true); }
+
+/// In bfloat16 on a GPU of compute capability 9.0 the experts sort, run and combine the rows they were sent by one operator.
+TEST(ExpertParallelSwiGlu, OneStepIsThatOfOneProcess) {
+  using Block =
+      Mixture<router::Position, Replicated<expert::SwiGlu<>, experts>, select::TopK<2>, balance::None, dispatch::Grouped>;
+  using Spread = swap_t<Block, dispatch::ExpertParallel<dispatch::Grouped>>;
+  constexpr int64_t d = 64, hidden = 32, each = 300;
+  const auto type = job().device.is_cuda() ? at::kBFloat16 : at::kFloat;
+  const auto make_block = [&]<class Model>(std::type_identity<Model>) {
+    torch::manual_seed(12);
+    typename Model::Options options;
+    options.router.channels = options.experts.channels = d;
+    options.experts.hidden = hidden;
+    auto model = std::make_shared<Model>(options);
+    model->to(job().device, type);
+    return model;
+  };
+  const auto spread = make_block(std::type_identity<Spread>{});
+  const auto whole = make_block(std::type_identity<Block>{});
+  distributed::spread_experts(*spread, job().group);
+
+  torch::manual_seed(13);
+  const int64_t n = world() * each;
+  const at::Tensor all = at::randn({n, d}).to(on_device(type)), weights = at::rand({n, 2}).to(job().device);
+  const at::Tensor first = at::randint(experts, {n, 1}), next = (first + at::randint(1, experts, {n, 1})).remainder(experts);
+  const at::Tensor chosen = at::cat({first, next}, 1).to(on_device(at::kInt));
+  const auto step = [&](auto& model, const at::Tensor& rows, const at::Tensor& to, const at::Tensor& by) {
+    const at::Tensor x = rows.clone().set_requires_grad(true), w = by.clone().set_requires_grad(true);
+    const at::Tensor y = model.run(x, Routing::given(to, w, experts)).y;
+    y.to(at::kFloat).square().mean().backward();
+    return std::vector<at::Tensor>{y, x.grad(), w.grad()};
+  };
+  const auto mine = step(*spread, share_of(all), share_of(chosen), share_of(weights));
+  const auto theirs = step(*whole, all, chosen, weights);
+  const double close = type == at::kFloat ? 1e-4 : 1e-2;
+  EXPECT_LT(difference(mine[0], share_of(theirs[0])), close);
+  for (std::size_t i = 1; i < 3; ++i)  // the loss of a rank is a mean over its own rows
+    EXPECT_LT(difference(mine[i] / double(world()), share_of(theirs[i])), close) << (i == 1 ? "x" : "weights");
+  const auto here = spread->experts->parameters(), there = whole->experts->parameters();
+  ASSERT_EQ(here.size(), there.size());
+  for (std::size_t i = 0; i < here.size(); ++i) EXPECT_LT(difference(here[i].grad(), share_of(there[i].grad())), close) << i;
+}
 
 TEST(SpreadExperts, HoldsAShareUnderTheNamesOfTheWhole) {
   if (world() == 1) GTEST_SKIP() << "one rank";
