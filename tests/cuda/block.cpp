@@ -103,9 +103,7 @@ void steps_without_waiting(const at::Tensor& x0, int64_t hidden = 0) {
 }
 
 TEST(Block, ATrainingStepWithGroupedDoesNotWaitForTheDevice_CUDA) {
-  MOECOD_NEEDS_CUDA();
-  const auto* device = at::cuda::getCurrentDeviceProperties();
-  if (device->major != 9 || device->minor != 0) GTEST_SKIP() << "the kernels need compute capability 9.0";
+  MOECOD_NEEDS_HOPPER();
   torch::manual_seed(1);
   steps_without_waiting<router::Position, expert::Mlp<>>(at::randn({300, 64}));
   steps_without_waiting<router::Position, expert::SwiGlu<>>(at::randn({300, 64}));

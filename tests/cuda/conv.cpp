@@ -11,15 +11,6 @@ namespace {
 
 using Pair = std::array<int64_t, 2>;
 
-bool has_kernel() {
-  const auto* device = at::cuda::getCurrentDeviceProperties();
-  return device->major == 9 && device->minor == 0;
-}
-
-#define MOECOD_NEEDS_HOPPER() \
-  MOECOD_NEEDS_CUDA();        \
-  if (!has_kernel()) GTEST_SKIP() << "the kernels need compute capability 9.0"
-
 /// y, d_x, d_weight.
 Tensors results(const at::Tensor& y, const Tensors& inputs) {
   const at::Tensor number = at::arange(y.numel(), y.options().dtype(at::kDouble)).view(y.sizes());

@@ -156,8 +156,7 @@ TEST(GroupedLinear, RepeatsBitwiseAndDoesNotWait_CUDA) {
 
 TEST(GroupedSwiGlu, EqualsFloat64_CUDA) {
   MOECOD_NEEDS_CUDA();
-  const auto* device = at::cuda::getCurrentDeviceProperties();
-  const bool kernel = device->major == 9 && device->minor == 0;
+  const bool kernel = is_hopper();
   torch::manual_seed(5);
   using Case = std::tuple<std::vector<int64_t>, int64_t, int64_t, int64_t>;
   for (const auto& [rows, in, hidden, middle] : std::vector<Case>{
@@ -316,9 +315,7 @@ int64_t peak_of(F&& f) {
 }
 
 TEST(SwiGlu, SortsRowsWithoutWritingThem_CUDA) {
-  MOECOD_NEEDS_CUDA();
-  const auto* device = at::cuda::getCurrentDeviceProperties();
-  if (device->major != 9 || device->minor != 0) GTEST_SKIP() << "the kernels need compute capability 9.0";
+  MOECOD_NEEDS_HOPPER();
   constexpr int64_t count = 4096, slots = 4, experts = 8, channels = 1280, hidden = 16, rows = count * slots;
   expert::SwiGlu<layers::Stacked> expert({.channels = channels, .hidden = hidden}, layers::Stacked{experts});
   expert.to(at::kCUDA, at::kBFloat16);

@@ -15,6 +15,9 @@
 /// What the tests of kernels share.
 #define MOECOD_NEEDS_CUDA() \
   if (!torch::cuda::is_available()) GTEST_SKIP() << "no CUDA device"
+#define MOECOD_NEEDS_HOPPER() \
+  MOECOD_NEEDS_CUDA();        \
+  if (!moecod::on_cuda::is_hopper()) GTEST_SKIP() << "the kernels need compute capability 9.0"
 
 namespace moecod::on_cuda {
 
@@ -22,6 +25,11 @@ using laws::close;
 using laws::same;
 
 using Tensors = std::vector<at::Tensor>;
+
+inline bool is_hopper() {
+  const auto* device = at::cuda::getCurrentDeviceProperties();
+  return device->major == 9 && device->minor == 0;
+}
 
 inline at::TensorOptions on(at::ScalarType type) { return at::TensorOptions().dtype(type).device(at::kCUDA); }
 

@@ -81,11 +81,12 @@ __device__ __forceinline__ int64_t sums_of_piece(const ConvWeightWork& work, con
   return 2 * work.groups.each * work.groups.offsets[piece.expert] / work.piece + index - piece.first;
 }
 
-/// Who computes what: each turn's blocks a tile each, the last turn's blocks as many parts of a tile as there are blocks for.
+/// Who computes what: each turn's blocks a tile each; where there are two blocks and more for each tile of the last turn, they
+/// compute as many parts of it.
 struct ConvWeightTurns {
-  int whole, last, parts;  // tiles that are computed whole, and in the last turn, in so many parts
+  int whole, last, parts;  // tiles that are computed whole, and those in so many parts
   __host__ __device__ ConvWeightTurns(const ConvWeightWork& work, int tiles) {
-    last = work.parts ? tiles % work.turn : 0;
+    last = work.parts && tiles % work.turn <= work.turn / 2 ? tiles % work.turn : 0;
     parts = last ? work.turn / last : 1;
     whole = tiles - last;
   }
@@ -109,7 +110,7 @@ template <class Tuning>
 __device__ __forceinline__ ConvWeightTile conv_weight_tile(const EvenPieceTable& table, const ConvWeightWork& work,
                                                            const ConvWeightTurns& turns, int number) {
   ConvWeightTile tile;
-  tile.part = turns.parts > 1 && number >= turns.whole ? number - turns.whole : -1;
+  tile.part = number >= turns.whole ? number - turns.whole : -1;
   if (tile.part >= 0) number = turns.whole + tile.part / turns.parts;
   const int of_piece = number % (work.rows * work.columns);
   tile.index = number / (work.rows * work.columns);
@@ -383,7 +384,7 @@ __global__ void __launch_bounds__(Tuning::workers) add_parts_of_tiles(const Conv
   if (threadIdx.x < 32) table.fill();
   __syncthreads();
   const ConvWeightTurns turns{work, table};
-  if (turns.parts == 1 || blockIdx.x >= turns.last) return;
+  if (blockIdx.x >= turns.last) return;
   const ConvWeightTile tile = conv_weight_tile<Tuning>(table, work, turns, turns.whole + blockIdx.x * turns.parts);
   float sums[32] = {};
 #pragma unroll 2
@@ -472,7 +473,7 @@ int64_t conv_weight_cost(const ConvWeightWork& work) {
   const ConvWeightTurns turns{work, static_cast<int>(std::min<int64_t>(tiles, INT_MAX))};
   const int64_t last = turns.last ? (steps + turns.parts - 1) / turns.parts + 4 : 0;
   const int64_t of_pieces = pieces > 1 ? experts * pieces * work.matrix() : 0;
-  const int64_t of_parts = turns.parts > 1 ? int64_t(turns.last) * turns.parts * Tuning::tile : 0;
+  const int64_t of_parts = int64_t(turns.last) * turns.parts * Tuning::tile;
   // The parts of few tiles are added by few blocks, of 64 bytes a cycle each.
   return ((turns.whole + work.turn - 1) / work.turn * (steps + 4) + last) * step + of_pieces * 8 / 700 +
          std::max<int64_t>(of_parts * 8 / 700, turns.parts * 512) + (work.parts ? launch : 0);
