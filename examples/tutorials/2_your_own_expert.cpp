@@ -1,5 +1,6 @@
 // An expert of your own. Written over `Layers`, the same source makes one expert or many stacked ones, which
 // dispatch::Grouped runs together.
+// (The library's own expert::SwiGlu is this one with kernels for its activation.)
 #include <moecod/layers/linear.hpp>
 #include <moecod/moe/balance/none.hpp>
 #include <moecod/moe/dispatch/batched.hpp>

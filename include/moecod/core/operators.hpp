@@ -158,8 +158,9 @@ const c10::TypedOperatorHandle<typename Operator::signature>* find_for(const at:
   return tensor.is_cuda() ? find<Operator>() : nullptr;
 }
 
-/// How many calls on CUDA had shapes or types that no kernel takes, and so ran LibTorch's operations; 0 without the
-/// library. Of the process, since its start.
+/// How many calls on CUDA, forward or backward, had shapes or types that no kernel takes, and so ran LibTorch's operations. Of the
+/// process, since its start. Not counted: products by at::_grouped_mm (compute capability 10.0, or kernels built without 90a)
+/// and those of one expert alone. 0 without the library, so ask `find` as well whether it is there.
 inline int64_t fallbacks() {
   const auto* count = find<Fallbacks>();
   return count ? count->call() : 0;

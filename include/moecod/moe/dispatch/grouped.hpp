@@ -6,7 +6,8 @@ namespace moecod::dispatch {
 
 /// All experts together, layer by layer, on rows sorted by expert; needs stacked storage.
 ///
-/// Each stacked layer gets the sorted rows with the offsets of the experts; or experts sort, run and combine at once.
+/// Each stacked layer gets the sorted rows with the offsets of the experts; or experts sort, run and combine at once. x may be
+/// kept for the backward pass: it is not to be changed in place before that has run.
 /// Synchronises: never with the operators of
 /// moecod::cuda on shapes and types that they have kernels for; else the E + 1 offsets are read
 /// back, once a forward pass for all layers without an operator, and in each pass of an operator without a kernel.
