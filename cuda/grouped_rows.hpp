@@ -59,7 +59,7 @@ inline bool takes(const Tensor& x, const Tensor& weight) {
   const int major = at::cuda::getCurrentDeviceProperties()->major;
   return x.scalar_type() == at::kBFloat16 && (is_alone(weight) || major == 9 || major == 10) && weight.size(1) % 8 == 0 &&
          weight.size(2) % 8 == 0 && weight.size(0) < 1024 && x.numel() > 0 &&
-         x.numel() / x.size(-1) < std::numeric_limits<int32_t>::max() && aligned(x) && aligned(weight);
+         x.numel() / x.size(-1) < std::numeric_limits<int32_t>::max();
 }
 
 /// All items as rows of a matrix, sorted by expert.

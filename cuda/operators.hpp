@@ -42,11 +42,25 @@ inline void check_offsets(const char* name, const at::Tensor& offsets, const c10
               ": offsets must be [E + 1] int32, got ", offsets.sym_sizes(), " ", offsets.scalar_type());
 }
 
-/// Errors: c10::Error if a tensor that is there lies elsewhere than x.
-inline void check_devices(const char* name, const at::Tensor& x, std::initializer_list<std::optional<at::Tensor>> others) {
-  for (const auto& other : others)
-    TORCH_CHECK(!other || !other->defined() || other->device() == x.device(), name, ": all tensors must be where x is, on ",
-                x.device(), ", got one on ", other->device());
+/// An operator's argument, which may be missing.
+struct Argument {
+  const char* name;
+  std::optional<at::Tensor> tensor;
+};
+
+/// Errors: c10::Error if a tensor that is there lies elsewhere than the first.
+inline void check_devices(const char* name, const char* first, const at::Tensor& x, std::initializer_list<Argument> others) {
+  for (const auto& [other, tensor] : others)
+    TORCH_CHECK(!tensor || !tensor->defined() || tensor->device() == x.device(), name, ": ", other, " must be where ", first,
+                " is, on ", x.device(), ", got one on ", tensor->device());
+}
+
+/// Errors: c10::Error if a gradient has not the sizes, type and device of what it is the gradient of.
+inline void check_gradient(const char* name, const char* argument, const at::Tensor& grad, c10::SymIntArrayRef sizes,
+                           const at::Tensor& like) {
+  TORCH_CHECK(grad.sym_sizes() == sizes && grad.scalar_type() == like.scalar_type() && grad.device() == like.device(), name,
+              ": ", argument, " must be ", sizes, " ", like.scalar_type(), " on ", like.device(), ", got ", grad.sym_sizes(), " ",
+              grad.scalar_type(), " on ", grad.device());
 }
 
 /// Calls f(e, first item, last item) for the experts that have some of the rows, of `each` items.
@@ -58,7 +72,7 @@ void each_expert(const at::Tensor& rows, const at::Tensor& offsets, F&& f, int64
     f(0, 0, each * rows.size(0));
     return;
   }
-  const at::Tensor host = offsets.cpu();
+  const at::Tensor host = offsets.cpu().contiguous();
   const int32_t* bounds = host.const_data_ptr<int32_t>();
   for (int64_t e = 0; e + 1 < host.numel(); ++e)
     if (bounds[e] < bounds[e + 1]) f(e, each * bounds[e], each * bounds[e + 1]);

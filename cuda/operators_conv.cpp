@@ -53,7 +53,7 @@ void check_conv(const Tensor& x, const Tensor& weight, const Tensor& offsets, In
   TORCH_CHECK(padding.size() == 2 && dilation.size() == 2,
               "moecod::grouped_conv2d: padding and dilation must be pairs");
   check_offsets("moecod::grouped_conv2d", offsets, weight.sym_size(0));
-  check_devices("moecod::grouped_conv2d", x, {weight, offsets});
+  check_devices("moecod::grouped_conv2d", "x", x, {{"weight", weight}, {"offsets", offsets}});
 }
 
 Tensor no_moments(const Tensor& x) { return at::empty({0}, x.options().dtype(at::kFloat)); }
@@ -219,7 +219,8 @@ void check_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, const
   TORCH_CHECK(bias.sym_sizes() == weight.sym_sizes() && running_mean.sym_sizes() == weight.sym_sizes(),
               "moecod::grouped_batch_norm: weight, bias and running statistics must all be [E, C]");
   check_offsets("moecod::grouped_batch_norm", offsets, weight.sym_size(0));
-  check_devices("moecod::grouped_batch_norm", x, {weight, bias, running_mean, offsets});
+  check_devices("moecod::grouped_batch_norm", "x", x,
+                {{"weight", weight}, {"bias", bias}, {"running_mean", running_mean}, {"offsets", offsets}});
 }
 
 at::ScalarType wide(const Tensor& x) { return at::promote_types(x.scalar_type(), at::kFloat); }

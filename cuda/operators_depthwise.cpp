@@ -51,7 +51,7 @@ void check(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, 
               name, ": bias must be [E, C] of x's type");
   TORCH_CHECK(padding.size() == 2 && dilation.size() == 2, name, ": padding and dilation must be pairs");
   check_offsets(name, offsets, weight.sym_size(0));
-  check_devices(name, x, {weight, bias, offsets});
+  check_devices(name, "x", x, {{"weight", weight}, {"bias", bias}, {"offsets", offsets}});
 }
 
 bool takes(const Tensor& x, const Tensor& weight, IntArrayRef padding, IntArrayRef dilation) {

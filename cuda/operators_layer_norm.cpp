@@ -38,7 +38,7 @@ void check(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tens
   TORCH_CHECK(x.dim() >= 2 && x.sym_size(-1) == weight.sym_size(1), name, ": x must be [M, ..., ", weight.sym_size(1),
               "], got ", x.sym_sizes());
   check_offsets(name, offsets, weight.sym_size(0));
-  check_devices(name, x, {weight, bias, offsets});
+  check_devices(name, "x", x, {{"weight", weight}, {"bias", bias}, {"offsets", offsets}});
 }
 
 /// x as [items, C].

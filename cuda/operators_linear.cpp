@@ -2,7 +2,8 @@
 //
 // In bfloat16, with widths that are multiples of 8: on compute capability 9.0 by the convolution's kernels, of which a
 // linear layer is the case of one tap, and where those do not run (10.0, more than 256 experts) by at::_grouped_mm; the
-// offsets stay on the device. One expert alone has LibTorch's dense products. Else expert by expert, which reads the offsets back and is counted.
+// offsets stay on the device. One expert alone has LibTorch's dense products. Else (1,024 experts and more, other types, widths and
+// GPUs) expert by expert, which reads the offsets back and is counted.
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
@@ -40,9 +41,10 @@ void check_linear(const Tensor& x, const Tensor& weight, const optional<Tensor>&
   TORCH_CHECK(!bias || !bias->defined() || (bias->dim() == 2 && bias->sym_size(0) == weight.sym_size(0) &&
                                             bias->sym_size(1) == weight.sym_size(1) &&
                                             bias->scalar_type() == x.scalar_type()),
-              "moecod::grouped_linear: bias must be [E, out] of x's type ", x.scalar_type());
+              "moecod::grouped_linear: bias must be [", weight.sym_size(0), ", ", weight.sym_size(1), "] ", x.scalar_type(), ", got ",
+              bias->sym_sizes(), " ", bias->scalar_type());
   check_offsets("moecod::grouped_linear", offsets, weight.sym_size(0));
-  check_devices("moecod::grouped_linear", x, {weight, bias, offsets});
+  check_devices("moecod::grouped_linear", "x", x, {{"weight", weight}, {"bias", bias}, {"offsets", offsets}});
 }
 
 void check_activated(const Tensor& x, std::string_view activation, const optional<Tensor>& activated_x) {
@@ -56,7 +58,13 @@ void check_activated(const Tensor& x, std::string_view activation, const optiona
               c10::SymIntArrayRef(sizes), ", got ", activated_x->sym_sizes());
   TORCH_CHECK(activated_x->scalar_type() == x.scalar_type(), "moecod::grouped_linear: x and activated must have one type, got ",
               x.scalar_type(), " and ", activated_x->scalar_type());
-  check_devices("moecod::grouped_linear", x, {activated_x});
+  check_devices("moecod::grouped_linear", "x", x, {{"activated", activated_x}});
+}
+
+void check_linear_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& offsets,
+                           std::string_view activation) {
+  check_linear(x, weight, std::nullopt, offsets, activation);
+  check_gradient("moecod::grouped_linear_backward", "grad", grad, with_width(x, weight.sym_size(1)), x);
 }
 
 // ------------------------------------------------------------------------------------------- by LibTorch's operations
@@ -79,10 +87,11 @@ Tensor linear_by_torch(const Tensor& x, const Tensor& weight, const optional<Ten
 
 Gradients linear_backward_by_torch(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& offsets,
                                    std::string_view activation, Needed needed) {
+  check_linear_backward(grad, x, weight, offsets, activation);
   const Activation kind = layers::activation_named(activation);
   const Tensor h = flat(x), g = flat(grad), a = layers::activate(h, kind);
   const Tensor d_a = at::empty({h.size(0), weight.size(2)}, h.options());
-  const Tensor d_weight = needed[1] ? at::zeros_like(weight) : at::empty({0}, weight.options());
+  const Tensor d_weight = needed[1] ? at::zeros_like(weight, at::MemoryFormat::Contiguous) : at::empty({0}, weight.options());
   const Tensor d_bias = needed[2] ? at::zeros({weight.size(0), weight.size(1)}, weight.options())
                                   : at::empty({0}, weight.options());
   each_expert(x, offsets, [&](int64_t e, int64_t begin, int64_t end) {
@@ -99,7 +108,9 @@ Gradients linear_backward_by_torch(const Tensor& grad, const Tensor& x, const Te
 
 /// Those of a linear layer. Of one expert nothing but the sums over columns asks for them, which take items a row.
 Rows linear_rows(const Tensor& x, const Tensor& weight, const Tensor& offsets) {
-  return is_alone(weight) ? Rows{offsets, groups_of(offsets, x.size(0), items_a_row(x))} : rows_of(x, offsets);
+  if (!is_alone(weight)) return rows_of(x, offsets);
+  const Tensor at = offsets.contiguous();
+  return {at, groups_of(at, x.size(0), items_a_row(x))};
 }
 
 Tensor linear_by_kernel(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& offsets,
@@ -108,11 +119,11 @@ Tensor linear_by_kernel(const Tensor& x, const Tensor& weight, const optional<Te
   check_activated(x, activation, activated_x);
   const c10::cuda::CUDAGuard device(x.device());
   if (!kernel_takes(takes(x, weight))) return linear_by_torch(x, weight, bias, offsets, activation, activated_x);
-  const Tensor w = weight.contiguous();
+  const Tensor w = readable(weight.contiguous());
   const Rows rows = linear_rows(x, weight, offsets);
   const Tensor a = activated_x && activated_x->defined()
                        ? readable(flat(*activated_x))
-                       : activated(flat(x), layers::activation_named(activation), weight.size(2));
+                       : activated(readable(flat(x)), layers::activation_named(activation), weight.size(2));
   if (is_alone(w))  // the bias in the product's epilogue
     return at::linear(a, w[0], bias && bias->defined() ? (*bias)[0] : Tensor())
         .view_symint(with_width(x, weight.sym_size(1)));
@@ -131,13 +142,15 @@ Tensor linear_by_kernel(const Tensor& x, const Tensor& weight, const optional<Te
 
 Gradients linear_backward_by_kernel(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& offsets,
                                     std::string_view activation, Needed needed) {
+  check_linear_backward(grad, x, weight, offsets, activation);
   const c10::cuda::CUDAGuard device(x.device());
-  if (!kernel_takes(takes(x, weight) && grad.scalar_type() == x.scalar_type() && aligned(grad)))
+  if (!kernel_takes(takes(x, weight)))
     return linear_backward_by_torch(grad, x, weight, offsets, activation, needed);
   const Activation before = layers::activation_named(activation);
-  const Tensor w = weight.contiguous(), g = flat(grad), h = flat(x);
+  const Tensor w = readable(weight.contiguous()), g = readable(flat(grad)), h = readable(flat(x));
   const Rows rows = linear_rows(x, weight, offsets);
-  Tensor d_x = at::empty({0}, x.options()), d_weight = d_x, d_bias = d_x;
+  const auto none = [&] { return at::empty({0}, x.options()); };
+  Tensor d_x = none(), d_weight = none(), d_bias = none();
   Tensor a = before == Activation::none ? h : Tensor();
   if (needed[0]) {
     if (before == Activation::swiglu && by_conv(w)) {
@@ -174,13 +187,15 @@ Gradients linear_backward_by_kernel(const Tensor& grad, const Tensor& x, const T
 // ------------------------------------------------------------------------------------------------ shapes and autograd
 
 Tensor linear_shapes(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& offsets,
-                     std::string_view activation, const optional<Tensor>&) {
+                     std::string_view activation, const optional<Tensor>& activated_x) {
   check_linear(x, weight, bias, offsets, activation);
+  check_activated(x, activation, activated_x);
   return at::empty_symint(with_width(x, weight.sym_size(1)), x.options());
 }
 
-Gradients linear_backward_shapes(const Tensor&, const Tensor& x, const Tensor& weight, const Tensor&, std::string_view,
-                                 Needed needed) {
+Gradients linear_backward_shapes(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& offsets,
+                                 std::string_view activation, Needed needed) {
+  check_linear_backward(grad, x, weight, offsets, activation);
   return {needed[0] ? at::empty_symint(x.sym_sizes(), x.options()) : at::empty({0}, x.options()),
           needed[1] ? at::empty_symint(weight.sym_sizes(), weight.options()) : at::empty({0}, weight.options()),
           needed[2] ? at::empty_symint({weight.sym_size(0), weight.sym_size(1)}, weight.options())

@@ -48,8 +48,9 @@ void check_swiglu(const Tensor& x, const Tensor& weight, const Tensor& offsets, 
                          position->scalar_type() == at::kInt && position->sym_size(0) == x.sym_size(0) &&
                          order->sym_size(0) <= position->sym_numel()),
               "moecod::grouped_swiglu: with order, x must be [N, in], order [M] int32 and position [N, S] int32, got ",
-              x.sym_sizes(), ", ", order->sym_sizes(), " and ", position->sym_sizes());
-  check_devices("moecod::grouped_swiglu", x, {weight, offsets, order, position});
+              x.sym_sizes(), ", ", order->sym_sizes(), " ", order->scalar_type(), " and ", position->sym_sizes(), " ",
+              position->scalar_type());
+  check_devices("moecod::grouped_swiglu", "x", x, {{"weight", weight}, {"offsets", offsets}, {"order", order}, {"position", position}});
 }
 
 /// The rows of x as `order` sorts them, if it is given.
@@ -88,11 +89,11 @@ Kept hidden_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offse
   const c10::cuda::CUDAGuard device(x.device());
   if (!kernel_takes(takes(x, weight) && weight.size(1) % 16 == 0))
     return swiglu_kept_by_torch(x, weight, offsets, order, position);
-  const Tensor w = weight.contiguous();
+  const Tensor w = readable(weight.contiguous());
   if (order && !sorts_in_kernel(x, w))
     return hidden_by_kernel(sorted(x, order, position), weight, offsets, std::nullopt, std::nullopt, keeps);
   const Unsorted unsorted = order ? Unsorted::by(*order, *position) : Unsorted{};
-  const Tensor in = flat(x);
+  const Tensor in = readable(flat(x));
   Rows rows = rows_of(x, offsets);
   if (order) rows.groups.rows = order->size(0);
   const auto shaped = [&](const Tensor& items) { return items.view_symint(sizes_of_rows(x, order, items.size(1))); };
@@ -151,9 +152,7 @@ auto swiglu_with_autocast(const Tensor& x, const Tensor& weight, const Tensor& o
 void check_swiglu_backward(const Tensor& d_h, const Tensor& x, const Tensor& weight, const Tensor& offsets,
                            const optional<Tensor>& order, const optional<Tensor>& position) {
   check_swiglu(x, weight, offsets, order, position);
-  const c10::SymDimVector sizes = sizes_of_rows(x, order, weight.sym_size(1));
-  TORCH_CHECK(d_h.sym_sizes() == c10::SymIntArrayRef(sizes), "moecod::grouped_swiglu_backward: d_h must be ",
-              c10::SymIntArrayRef(sizes), ", got ", d_h.sym_sizes());
+  check_gradient("moecod::grouped_swiglu_backward", "d_h", d_h, sizes_of_rows(x, order, weight.sym_size(1)), x);
 }
 
 using NeededOfHidden = std::array<bool, 2>;  // d_x, d_weight
@@ -178,8 +177,8 @@ OfHidden swiglu_backward_by_kernel(const Tensor& d_h, const Tensor& x, const Ten
                                    NeededOfHidden needed) {
   check_swiglu_backward(d_h, x, weight, offsets, order, position);
   const c10::cuda::CUDAGuard device(x.device());
-  const Tensor w = weight.contiguous();
-  if (!order || !takes(x, weight) || d_h.scalar_type() != x.scalar_type() || !sorts_in_kernel(x, w))
+  const Tensor w = readable(weight.contiguous());
+  if (!order || !takes(x, weight) || !sorts_in_kernel(x, w))
     return swiglu_backward_by_linear(d_h, x, weight, offsets, order, position, needed);
   const Tensor g = readable(flat(d_h));
   const Rows rows = rows_of(g, offsets);
@@ -187,12 +186,13 @@ OfHidden swiglu_backward_by_kernel(const Tensor& d_h, const Tensor& x, const Ten
   Tensor d_x = at::empty({0}, x.options()), d_weight = at::empty({0}, w.options());
   if (needed[0])
     d_x = call<GatherBackward>(product(g, w, rows, /*transposed=*/true), *order, *position, c10::SymInt(0));
-  if (needed[1]) d_weight = weight_gradient_by_conv(g, flat(x), w, rows, kernel::ConvWeight::Gathers::x, unsorted);
+  if (needed[1]) d_weight = weight_gradient_by_conv(g, readable(flat(x)), w, rows, kernel::ConvWeight::Gathers::x, unsorted);
   return {d_x, d_weight};
 }
 
-OfHidden swiglu_backward_shapes(const Tensor&, const Tensor& x, const Tensor& weight, const Tensor&,
-                                const optional<Tensor>&, const optional<Tensor>&, NeededOfHidden needed) {
+OfHidden swiglu_backward_shapes(const Tensor& d_h, const Tensor& x, const Tensor& weight, const Tensor& offsets,
+                                const optional<Tensor>& order, const optional<Tensor>& position, NeededOfHidden needed) {
+  check_swiglu_backward(d_h, x, weight, offsets, order, position);
   return {needed[0] ? at::empty_symint(x.sym_sizes(), x.options()) : at::empty({0}, x.options()),
           needed[1] ? at::empty_symint(weight.sym_sizes(), weight.options()) : at::empty({0}, weight.options())};
 }
@@ -253,7 +253,8 @@ void check_swiglu_combine(const Tensor& h, const Tensor& a, const Tensor& weight
                   order.scalar_type() == at::kInt,
               name, ": order must be [M] = [", h.sym_size(0), "] int32, of at most N S slots, got ", order.sym_sizes(), " ", order.scalar_type());
   check_offsets(name, offsets, weight.sym_size(0));
-  check_devices(name, h, {a, weight, offsets, weights, order, position});
+  check_devices(name, "h", h, {{"a", a}, {"weight", weight}, {"offsets", offsets}, {"weights", weights}, {"order", order},
+                            {"position", position}});
 }
 
 Both swiglu_combine(const Tensor& h, const Tensor& a, const Tensor& weight, const Tensor& offsets, const Tensor& weights,
@@ -261,6 +262,12 @@ Both swiglu_combine(const Tensor& h, const Tensor& a, const Tensor& weight, cons
   check_swiglu_combine(h, a, weight, offsets, weights, order, position);
   const Tensor rows = call<operators::GroupedLinear>(h, weight, std::nullopt, offsets, "swiglu", std::optional(a));
   return {call<operators::Combine>(rows, weights, order, position), rows};
+}
+
+void check_swiglu_combine_backward(const Tensor& d_y, const Tensor& h, const Tensor& weight, const Tensor& offsets,
+                                   const Tensor& weights, const Tensor& order, const Tensor& position) {
+  check_swiglu_combine(h, h.narrow_symint(-1, 0, weight.sym_size(2)), weight, offsets, weights, order, position);
+  check_gradient("moecod::grouped_swiglu_combine_backward", "d_y", d_y, c10::SymDimVector{weights.sym_size(0), weight.sym_size(1)}, h);
 }
 
 /// The gradient of the slots' weights from what the rows make of d_y.
@@ -273,6 +280,7 @@ Tensor weights_gradient(const Tensor& d_a, const Tensor& a, const Tensor& weight
 /// d_h, d_weight, d_weights.
 Gradients swiglu_combine_backward_by_torch(const Tensor& d_y, const Tensor& h, const Tensor& weight, const Tensor& offsets,
                                     const Tensor& weights, const Tensor& order, const Tensor& position, Needed needed) {
+  check_swiglu_combine_backward(d_y, h, weight, offsets, weights, order, position);
   const Tensor grad = sorted(d_y, order, position);
   const Tensor a = layers::activate(h, Activation::swiglu), d_a = at::empty_like(a);
   const Tensor w = Plan::weights_of(order, weights).unsqueeze(1).to(h.scalar_type());
@@ -290,10 +298,11 @@ Gradients swiglu_combine_backward_by_torch(const Tensor& d_y, const Tensor& h, c
 Gradients swiglu_combine_backward_by_kernel(const Tensor& d_y, const Tensor& h, const Tensor& weight, const Tensor& offsets,
                                      const Tensor& weights, const Tensor& order, const Tensor& position,
                                      Needed needed) {
+  check_swiglu_combine_backward(d_y, h, weight, offsets, weights, order, position);
   const c10::cuda::CUDAGuard device(h.device());
   if (!kernel_takes(takes(h, weight)))
     return swiglu_combine_backward_by_torch(d_y, h, weight, offsets, weights, order, position, needed);
-  const Tensor w = weight.contiguous(), before = flat(h);
+  const Tensor w = readable(weight.contiguous()), before = readable(flat(h));
   const Rows rows = rows_of(h, offsets);
   Tensor d_h, a, d_weights, d_weight = at::empty({0}, w.options());
   if (sorts_in_kernel(d_y, w)) {
@@ -316,8 +325,9 @@ Gradients swiglu_combine_backward_by_kernel(const Tensor& d_y, const Tensor& h, 
           needed[2] ? d_weights : at::empty({0}, weights.options())};
 }
 
-Gradients swiglu_combine_backward_shapes(const Tensor&, const Tensor& h, const Tensor& weight, const Tensor&,
-                                  const Tensor& weights, const Tensor&, const Tensor&, Needed needed) {
+Gradients swiglu_combine_backward_shapes(const Tensor& d_y, const Tensor& h, const Tensor& weight, const Tensor& offsets,
+                                  const Tensor& weights, const Tensor& order, const Tensor& position, Needed needed) {
+  check_swiglu_combine_backward(d_y, h, weight, offsets, weights, order, position);
   const auto like = [](const Tensor& t, bool is_needed) {
     return is_needed ? at::empty_symint(t.sym_sizes(), t.options()) : at::empty({0}, t.options());
   };

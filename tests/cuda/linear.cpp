@@ -111,6 +111,31 @@ TEST(GroupedLinear, EqualsFloat64_CUDA) {
   compare(std::vector<int64_t>(8, 12544), 320, 2560, Activation::none, false, at::kBFloat16, true);
 }
 
+TEST(GroupedLinear, OperandsMayLieAnywhere_CUDA) {
+  MOECOD_NEEDS_CUDA();
+  if (!has_kernel()) GTEST_SKIP() << "no kernel for this device";
+  torch::manual_seed(8);
+  const auto two_bytes_off = [](const at::Tensor& t) {
+    return at::cat({t.new_zeros({1}), t.flatten()}).slice(0, 1).view(t.sizes());
+  };
+  const at::Tensor offsets = offsets_of({37, 0, 1, 300, 96});
+  const Tensors in = as({at::randn({434, 128}, on(at::kFloat)), at::randn({5, 96, 64}, on(at::kFloat))}, at::kBFloat16);
+  const at::Tensor seed = at::randn({434, 96}, on(at::kBFloat16));
+  const auto run = [&](const Tensors& operands, const at::Tensor& grad) {
+    const at::Tensor y = operators::find<operators::GroupedLinear>()->call(operands[0], operands[1], std::nullopt, offsets, "swiglu",
+                                                                           std::nullopt);
+    Tensors out{y};
+    for (const at::Tensor& d : torch::autograd::grad({y}, operands, {grad})) out.push_back(d);
+    return out;
+  };
+  const Tensors expected = run(in, seed);
+  const Tensors off{two_bytes_off(in[0].detach()).set_requires_grad(true), two_bytes_off(in[1].detach()).set_requires_grad(true)};
+  const int64_t before = operators::fallbacks();
+  const Tensors got = run(off, two_bytes_off(seed));
+  EXPECT_EQ(operators::fallbacks(), before);
+  for (std::size_t i = 0; i < got.size(); ++i) EXPECT_TRUE(at::equal(got[i], expected[i])) << i;
+}
+
 TEST(GroupedLinear, OtherTypesAndOddWidthsFallBack_CUDA) {
   MOECOD_NEEDS_CUDA();
   torch::manual_seed(2);

@@ -278,6 +278,26 @@ class Operators:
         with self.assertRaisesRegex(RuntimeError, "position must be"):
             ops.gather(self.normal(3, 4), torch.zeros(1, device=self.device).int(),
                        torch.zeros(3, device=self.device).int(), 0)
+        x, w = self.normal(11, 6), self.normal(4, 5, 6)
+        with self.assertRaisesRegex(RuntimeError, r"bias must be \[4, 5\] Float, got \[4, 6\]"):
+            ops.grouped_linear(x, w, self.normal(4, 6), self.offsets(), "none")
+
+    def test_backward_passes_check_the_gradient(self):
+        x, w = self.normal(11, 6), self.normal(4, 5, 6)
+        _, order, position = self.combination()
+        h, weights = self.normal(11, 12), torch.rand(6, 2, device=self.device)
+        for move in (lambda t: t, lambda t: t.to("meta")):
+            for grad in (self.normal(11, 6), self.normal(11, 5).double()):
+                with self.assertRaisesRegex(RuntimeError, r"grad must be \[11, 5\] Float"):
+                    ops.grouped_linear_backward(*map(move, (grad, x, w, self.offsets())), "none", [True, True, False])
+            with self.assertRaisesRegex(RuntimeError, r"d_y must be \[6, 5\] Float"):
+                ops.grouped_swiglu_combine_backward(
+                    *map(move, (self.normal(6, 6), h, w, self.offsets(), weights, order, position)), [True, True, True])
+
+    def test_offsets_need_not_be_contiguous(self):
+        apart = torch.stack([self.offsets(), self.offsets() * 0], 1)[:, 0]
+        x, w = self.normal(11, 6, grad=True), self.normal(4, 5, 6, grad=True)
+        self.check(ops.grouped_linear(x, w, None, apart, "none"), ops.grouped_linear(x, w, None, self.offsets(), "none"), (x, w))
 
 
 class OnCpu(Operators, unittest.TestCase):

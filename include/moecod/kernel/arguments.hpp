@@ -182,14 +182,14 @@ struct ConvShape {
 /// y = conv(x, weight of the image's expert); with `transposed` the gradient of its input: x is then the output's
 /// gradient and y the input's.
 ///
-/// `gated`: y = silu(g) u, [g, u] = conv, halves of its channels, which are kept in h unless it is null. With
+/// `gated`: of one tap, y = silu(g) u, [g, u] = conv, halves of its channels, which are kept in h unless it is null. With
 /// `transposed`, the input was such an a = silu(g) u, and y becomes the gradient of h = [g, u], which is read, and a is
 /// computed anew. No moments.
 ///
 /// `weights`: what was made of each row's a counted so much more, so y and a become that much larger; and d_weights becomes
 /// their gradient, the product of a and its gradient, in the slots that `order` names.
 ///
-/// `slots`: x is not sorted yet. Row i is x[order[i] / slots], gathered as it is loaded. Gated, of one tap.
+/// `slots`: x is not sorted yet. Row i is x[order[i] / slots], gathered as it is loaded. Gated.
 struct Conv {
   Groups groups;  ///< each: set by the launch
   ConvShape shape;
@@ -197,14 +197,14 @@ struct Conv {
   bool gated = false;
   const void* x = nullptr;       ///< [M, H, W, in]
   const void* weight = nullptr;  ///< [E, out, kh, kw, in]
-  void* y = nullptr;             ///< [M, H', W', out]
+  void* y = nullptr;             ///< [M, H', W', out], transposed [M, H, W, in], gated [M, H', W', out / 2], both [M, H, W, 2 in]
   void* h = nullptr;             ///< gated: [M, H', W', out], or transposed [M, H, W, 2 in]
   void* a = nullptr;             ///< gated and transposed: [M, H, W, in]
-  const float* weights = nullptr;  ///< gated and transposed, of rows: [slots] or null
+  const float* weights = nullptr;  ///< gated and transposed, of rows: [N S] or null
   const int32_t* order = nullptr;  ///< with weights or slots: [M], each row's slot
   int slots = 0;                   ///< S, or 0 where x is sorted
   float* partial = nullptr;        ///< with weights: [conv_gate_parts(), M], or null where d_weights is not needed
-  float* d_weights = nullptr;      ///< with partial: [slots]; slots that no row has are left alone
+  float* d_weights = nullptr;      ///< with partial: [N S]; slots that no row has are left alone
   /// Mean, and sum of squares about it, of each channel over each piece of conv_piece() positions of one
   /// expert, [pieces, 2, channels]; or null.
   float* moments = nullptr;

@@ -82,19 +82,22 @@ __device__ __forceinline__ void conv_load(const ConvMaps& maps, const ConvWork& 
 #pragma unroll
           for (int i = 0; i < Tuning::columns; ++i)
             if (i < (Tuning::columns + 1) / 2 == (half == 0))
-              load(to + i * Tuning::column_block, tile.channel + 64 * i, work.taps - 1 - tap, 64 * chunk);
+              load(to + i * Tuning::column_block, tile.channel + 64 * i, work.taps - 1 - tap, 64 * chunk, tile.expert);
         } else {
           constexpr int columns = Tuning::channels / 2;
           // Gates come first and then what they gate, the same columns of both.
           const int channel = tile.channel + half * (has_pairs(Kind) ? work.out : columns);
-          load(to + half * columns * 128, 64 * chunk, tap, channel);
+          if constexpr (has_vectors<Tuning>(Kind))
+            load(to + half * columns * 128, 64 * chunk, 0, (tile.expert * 2 * work.out + channel) / 8, 0);
+          else
+            load(to + half * columns * 128, 64 * chunk, tap, channel, tile.expert);
         }
       };
-      const auto for_both = [&](void* at, int x0, int x1, int x2) {
-        hopper::load_box_for_both(at, maps.weight, arrived, x0, x1, x2, tile.expert);
+      const auto for_both = [&](void* at, int x0, int x1, int x2, int x3) {
+        hopper::load_box_for_both(at, maps.weight, arrived, x0, x1, x2, x3);
       };
-      const auto for_this = [&](void* at, int x0, int x1, int x2) {
-        hopper::load_box(at, maps.weight, arrived, x0, x1, x2, tile.expert);
+      const auto for_this = [&](void* at, int x0, int x1, int x2, int x3) {
+        hopper::load_box(at, maps.weight, arrived, x0, x1, x2, x3);
       };
       if (work.clusters && tile.shared) {
         load_half(rank, for_both);
@@ -189,7 +192,7 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
       hopper::barrier_init(&empty[i], (work.clusters ? 2 : 1) * Tuning::workers / 32);
     }
     if constexpr (is_staged<Tuning>(Kind)) {
-      for (int i = 0; i < 4; ++i) {
+      for (int i = 0; i < GateBarriers::blocks; ++i) {
         hopper::barrier_init(&gate.ready[i], 1);
         hopper::barrier_init(&gate.staged[i], Tuning::workers / 32);
       }
@@ -254,7 +257,7 @@ __global__ void __launch_bounds__(Tuning::threads, 1)
       }
       // Long gates need their registers.
       std::conditional_t<is_gate(Kind) && !is_staged<Tuning>(Kind), const ConvTile&, const ConvTile> tile = tiles[slot.stage];
-      [[maybe_unused]] GateOperands<Tuning> operands{work, tile, {}, {}};
+      [[maybe_unused]] GateOperands<Tuning> operands{work, tile};
       if constexpr (is_gate_backward(Kind) && !is_staged<Tuning>(Kind)) operands.start();
       hopper::multiply_wait<0>();
 #pragma unroll
@@ -324,6 +327,9 @@ inline int64_t conv_positions(const Conv& a) {
 /// A convolution by a given tile.
 template <class Tuning, ConvKind Kind>
 cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
+  static_assert(!is_gate(Kind) || (Tuning::rows == 1 && Tuning::channels == 64 * Tuning::columns),
+                "an epilogue with a gate finishes 64 rows a warpgroup and whole blocks of 64 channels");
+  static_assert(!has_pairs(Kind) || Tuning::columns % 2 == 0, "as many columns of gates as of what they gate");
   const ConvShape& s = a.shape;
   ConvWork work{};
   work.groups = a.groups;
@@ -361,9 +367,13 @@ cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
               : hopper::columns_map(&maps.x, a.x, a.groups.rows, a.transposed ? s.out_height() : s.height,
                                     a.transposed ? s.out_width() : s.width, work.in, lower, upper, 128))
     return error;
-  if (const cudaError_t error = hopper::tiled_map<4>(
-          &maps.weight, a.weight, {uint64_t(s.in), uint64_t(s.taps()), uint64_t(s.out), uint64_t(a.groups.experts)},
-          {64, 1, a.transposed ? 64u : Tuning::channels / 2u, 1}))
+  const uint64_t in = s.in, out = s.out, experts = a.groups.experts;
+  if (const cudaError_t error =
+          has_vectors<Tuning>(Kind)
+              ? hopper::tiled_map<4>(&maps.weight, a.weight, {in, 2, experts * out / 8, 4}, {64, 2, Tuning::channels / 16u, 4},
+                                     {in, 8 * in, 2 * in})
+              : hopper::tiled_map<4>(&maps.weight, a.weight, {in, uint64_t(s.taps()), out, experts},
+                                     {64, 1, a.transposed ? 64u : Tuning::channels / 2u, 1}))
     return error;
   const auto matrix = [&](CUtensorMap* map, const void* data, uint64_t parts, uint32_t rows) {
     return hopper::tiled_map<3>(map, data, {uint64_t(work.out), parts, uint64_t(work.groups.items())}, {64, 1, rows});
@@ -381,7 +391,7 @@ cudaError_t launch_conv(const Conv& a, cudaStream_t stream) {
   }
   int processors = 0;
   if (const cudaError_t error = multiprocessors(&processors)) return error;
-  constexpr uint32_t barriers = (2 * Tuning::stages + 8) * sizeof(uint64_t);  // eight are the gates'
+  constexpr uint32_t barriers = 2 * Tuning::stages * sizeof(uint64_t) + sizeof(GateBarriers);
   static_assert(Tuning::dynamic(max_experts, epilogue_bytes<Tuning, Kind>(Kind == ConvKind::plain)) + barriers +
                     (Tuning::stages + 1) * sizeof(ConvTile) <= hopper::shared_memory);
   const auto kernel = conv<Tuning, Kind>;
@@ -432,10 +442,11 @@ inline int conv_piece(const Groups& groups, int channels) {
 
 namespace detail {
 
-/// The tiles of kinds with a gate, by the length of the products' sums: with long ones no stage is left in shared memory.
+/// The tiles of kinds with a gate, by the length of the products' sums. LongGate: long ones, from registers, and `gated` of any
+/// length, whose stage holds a alone. Short ones: in the backward pass, and where h is kept, with a stage of g, u and a.
 using LongGate = ConvTuning<1, 4, 4>;
-using GateBack = ConvTuning<1, 2, 4>;
-using GateKept = ConvTuning<1, 2, 5>;
+using ShortGateBack = ConvTuning<1, 2, 4>;
+using ShortGateKept = ConvTuning<1, 2, 5>;
 inline bool has_long_sums(const Conv& a) { return (a.transposed ? a.shape.out : a.shape.in) > 1024; }
 
 template <class Tuning>
@@ -445,20 +456,20 @@ cudaError_t launch_plain(const Conv& a, cudaStream_t stream) {
 
 template <ConvKind Kind>
 cudaError_t launch_gate_backward(const Conv& a, cudaStream_t stream) {
-  return has_long_sums(a) ? launch_conv<LongGate, Kind>(a, stream) : launch_conv<GateBack, Kind>(a, stream);
+  return has_long_sums(a) ? launch_conv<LongGate, Kind>(a, stream) : launch_conv<ShortGateBack, Kind>(a, stream);
 }
 
 }  // namespace detail
 
 /// Parts of the gradients of weights: Conv::partial has so many numbers a row.
 inline int conv_gate_parts(const Conv& a) {
-  const int channels = detail::has_long_sums(a) ? detail::LongGate::channels : detail::GateBack::channels;
+  const int channels = detail::has_long_sums(a) ? detail::LongGate::channels : detail::ShortGateBack::channels;
   return (a.shape.in + channels - 1) / channels;
 }
 
 /// One launch; for gradients of weights two.
 inline cudaError_t conv(const Conv& a, cudaStream_t stream) {
-  if (a.slots && (!a.gated || a.shape.taps() > 1)) return cudaErrorInvalidValue;
+  if ((a.slots && !a.gated) || (a.gated && a.shape.taps() > 1)) return cudaErrorInvalidValue;
   if (a.groups.rows == 0) return cudaSuccess;
   using namespace detail;
   if (a.gated && a.transposed && !a.weights) return launch_gate_backward<ConvKind::gate_backward>(a, stream);
@@ -472,7 +483,7 @@ inline cudaError_t conv(const Conv& a, cudaStream_t stream) {
   }
   if (a.gated && a.h)
     return has_long_sums(a) ? launch_conv<LongGate, ConvKind::gated_kept>(a, stream)
-                            : launch_conv<GateKept, ConvKind::gated_kept>(a, stream);
+                            : launch_conv<ShortGateKept, ConvKind::gated_kept>(a, stream);
   if (a.gated) return launch_conv<LongGate, ConvKind::gated>(a, stream);
   Groups out = a.groups;
   out.each = conv_positions(a);

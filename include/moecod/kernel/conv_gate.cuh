@@ -7,27 +7,44 @@
 ///
 /// With short sums both move more bytes than the product itself. So tiles come and go through shared memory, by TMA, which
 /// one thread of the loading warpgroup asks for: the workers go on with the next tile while the last is stored. A stage
-/// holds blocks of 128 rows and 64 channels, swizzled as TMA does, of g, u and a in this order. With long sums the products
-/// have larger tiles instead, beside which no stage fits, and registers go to and from global memory; there the gradient of a
-/// is rounded before its lanes exchange it.
+/// holds blocks of 128 rows and 64 channels, swizzled as TMA does, of g, u and a in this order; where h is not kept, of a alone,
+/// whatever the sums' length. With long sums the products have larger tiles instead, beside which no stage of g, u and a fits,
+/// and registers go to and from global memory; there the gradient of a is rounded before its lanes exchange it.
 namespace moecod::kernel::detail {
 
 MOECOD_HOST_DEVICE constexpr bool is_gate(ConvKind kind) {
   return kind != ConvKind::plain && kind != ConvKind::transposed;
 }
 
-/// Whether the kind's tiles go through a stage in shared memory.
+/// Whether the kind's tiles go through a stage in shared memory: `gated`, whose stage holds a alone, and products' tiles of at most
+/// 128 columns, beside which one of g, u and a fits.
 template <class Tuning>
 MOECOD_HOST_DEVICE constexpr bool is_staged(ConvKind kind) {
   return kind == ConvKind::gated || (is_gate(kind) && Tuning::columns <= 2);
 }
+
+/// Whether the rows of the weights' tiles are loaded in such an order that a lane's sums are of eight neighbouring channels, for
+/// which it would else exchange results with three others. Of the gates and of what they gate each, the product's column
+/// 8 Columns j + 2 q + b is channel 8 q + 2 j + b (j < 4, b < 2).
+template <class Tuning>
+MOECOD_HOST_DEVICE constexpr bool has_vectors(ConvKind kind) {
+  return kind == ConvKind::gated_kept && !is_staged<Tuning>(kind);
+}
+
+/// Of each 64 channels, so that some are loaded and stored while the workers are at others.
+struct GateBarriers {
+  static constexpr int blocks = 2;  // at most
+  uint64_t ready[blocks];   // the stage may be written; with the backward pass, it holds h
+  uint64_t staged[blocks];  // the workers have written it
+};
 
 /// What a kind holds in shared memory beside the products' tiles.
 template <class Tuning, ConvKind Kind>
 struct GateStage {
   static_assert(Tuning::rows == 1);
   static constexpr int blocks = is_gate_backward(Kind) ? Tuning::columns : Tuning::columns / 2;  // a matrix
-  static constexpr bool keeps = Kind != ConvKind::gated;                                                  // has g and u
+  static_assert(blocks <= GateBarriers::blocks);
+  static constexpr bool keeps = Kind != ConvKind::gated;  // has g and u
   static constexpr uint32_t block = 128 * 128, a_at = keeps ? 2 * blocks * block : 0, bytes = a_at + blocks * block;
 };
 
@@ -75,12 +92,6 @@ struct GateBackward<ConvKind::gate_backward_weighted> {
         work.partial[tile.channel / channels * work.groups.items() + tile.begin + gate_row(half)] = gradient[half];
     }
   }
-};
-
-/// Of each 64 channels, so that some are loaded and stored while the workers are at others.
-struct GateBarriers {
-  uint64_t ready[4];   // the stage may be written; with the backward pass, it holds h
-  uint64_t staged[4];  // the workers have written it
 };
 
 /// One thread's work: the loads of h and all stores.
@@ -201,16 +212,19 @@ __device__ __forceinline__ void gate_finish(const ConvWork& work, const ConvTile
   if constexpr (is_gate_backward(Kind)) backward.store(work, tile, 64 * Stage::blocks);
 }
 
-/// Where a lane's vector of eight channels of a and of g lies, for 32 channels a chunk and every eighth row a half; u is
-/// `out` further than g.
-struct GatePlace {
-  int64_t a, g;
-  bool inside;
-  __device__ __forceinline__ GatePlace(const ConvWork& work, const ConvTile& tile, int chunk, int half) {
-    const int row = gate_row(half), channel = tile.channel + 32 * chunk + threadIdx.x % 4 * 8;
-    inside = row < tile.rows && channel < work.out;
-    a = int64_t(tile.begin + row) * work.out + channel;
-    g = a + int64_t(tile.begin + row) * work.out;
+/// Where a lane's vectors of eight channels of a and of g lie, of each of its two rows and every 32 channels; u is `out`
+/// further than g.
+struct GatePlaces {
+  int64_t a[2], g[2];  // of the first 32 channels
+  int left[2];         // channels from there that are inside
+  __device__ __forceinline__ GatePlaces(const ConvWork& work, const ConvTile& tile) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = gate_row(half), channel = tile.channel + threadIdx.x % 4 * 8;
+      left[half] = row < tile.rows ? work.out - channel : 0;
+      a[half] = int64_t(tile.begin + row) * work.out + channel;
+      g[half] = a[half] + int64_t(tile.begin + row) * work.out;
+    }
   }
 };
 
@@ -219,29 +233,27 @@ __device__ __forceinline__ void store(__nv_bfloat16* to, const uint32_t (&vector
   __stcs(reinterpret_cast<uint4*>(to), {vector[0], vector[1], vector[2], vector[3]});
 }
 
-/// A worker's part of a tile of long sums: h and a, from registers.
+/// A worker's part of a tile of long sums: h and a, from registers (has_vectors).
 template <class Tuning>
 __device__ __forceinline__ void gate_finish_kept(const ConvWork& work, const ConvTile& tile,
                                                  const float (&sums)[Tuning::rows][32 * Tuning::columns]) {
+  const GatePlaces places{work, tile};
 #pragma unroll
   for (int i = 0; i < 2 * Tuning::columns; ++i) {
-    const GatePlace place{work, tile, i / 2, i % 2};
+    const int channel = i / 2 * 32, half = i % 2;
     uint32_t g[4], u[4], a[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const int k = 16 * (i / 2) + 4 * j + 2 * (i % 2), second = 16 * Tuning::columns + k;
+      const int k = 4 * (Tuning::columns * j + i / 2) + 2 * half, second = 16 * Tuning::columns + k;
       const float2 gs{sums[0][k], sums[0][k + 1]}, us{sums[0][second], sums[0][second + 1]};
       g[j] = pack(gs.x, gs.y);
       u[j] = pack(us.x, us.y);
       a[j] = pack(SwiGlu::forward(gs.x, us.x), SwiGlu::forward(gs.y, us.y));
     }
-    to_vector_of_four(g);
-    to_vector_of_four(u);
-    to_vector_of_four(a);
-    if (!place.inside) continue;
-    store(work.h + place.g, g);
-    store(work.h + place.g + work.out, u);
-    store(work.y + place.a, a);
+    if (channel >= places.left[half]) continue;
+    store(work.h + places.g[half] + channel, g);
+    store(work.h + places.g[half] + work.out + channel, u);
+    store(work.y + places.a[half] + channel, a);
   }
 }
 
@@ -251,18 +263,21 @@ struct GateOperands {
   static constexpr int early = 4, all = 4 * Tuning::columns;
   const ConvWork& work;
   const ConvTile& tile;
-  uint4 g[early], u[early];
+  GatePlaces places;
+  uint4 g[early]{}, u[early]{};  // zeros where nothing is loaded: they count in the weights' gradients, times zero
+
+  __device__ __forceinline__ GateOperands(const ConvWork& work, const ConvTile& tile) : work(work), tile(tile), places(work, tile) {}
 
   __device__ __forceinline__ void load(int i) {
-    const GatePlace place{work, tile, i / 2, i % 2};
-    if (!place.inside) return;
-    g[i % early] = __ldcs(reinterpret_cast<const uint4*>(work.kept + place.g));
-    u[i % early] = __ldcs(reinterpret_cast<const uint4*>(work.kept + place.g + work.out));
+    const int channel = i / 2 * 32, half = i % 2;
+    if (channel >= places.left[half]) return;
+    g[i % early] = __ldcs(reinterpret_cast<const uint4*>(work.kept + places.g[half] + channel));
+    u[i % early] = __ldcs(reinterpret_cast<const uint4*>(work.kept + places.g[half] + work.out + channel));
   }
   /// Before the last products have ended.
   __device__ __forceinline__ void start() {
 #pragma unroll
-    for (int i = 0; i < early; ++i) load(i);
+    for (int i = 0; i < early - 1; ++i) load(i);
   }
 };
 
@@ -271,9 +286,10 @@ template <class Tuning, ConvKind Kind>
 __device__ __forceinline__ void gate_finish_backward(const float (&sums)[Tuning::rows][32 * Tuning::columns],
                                                      GateOperands<Tuning>& operands, GateBackward<Kind>& backward) {
   const ConvWork& work = operands.work;
+  const GatePlaces& places = operands.places;
 #pragma unroll
   for (int i = 0; i < operands.all; ++i) {
-    const GatePlace place{work, operands.tile, i / 2, i % 2};
+    const int channel = i / 2 * 32, half = i % 2;
     uint32_t d[4], d_g[4], d_u[4], a[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
@@ -281,8 +297,8 @@ __device__ __forceinline__ void gate_finish_backward(const float (&sums)[Tuning:
       d[j] = pack(sums[0][k], sums[0][k + 1]);
     }
     to_vector_of_four(d);
+    if (i + operands.early - 1 < operands.all) operands.load(i + operands.early - 1);
     const uint4 first = operands.g[i % operands.early], second = operands.u[i % operands.early];
-    if (i + operands.early < operands.all) operands.load(i + operands.early);
     const uint32_t g[] = {first.x, first.y, first.z, first.w}, u[] = {second.x, second.y, second.z, second.w};
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
@@ -294,10 +310,10 @@ __device__ __forceinline__ void gate_finish_backward(const float (&sums)[Tuning:
       d_u[j] = pack(d_us.x, d_us.y);
       a[j] = pack(as.x, as.y);
     }
-    if (!place.inside) continue;
-    store(work.h + place.g, d_g);
-    store(work.h + place.g + work.out, d_u);
-    store(work.y + place.a, a);
+    if (channel >= places.left[half]) continue;
+    store(work.h + places.g[half] + channel, d_g);
+    store(work.h + places.g[half] + work.out + channel, d_u);
+    store(work.y + places.a[half] + channel, a);
   }
   backward.store(work, operands.tile, Tuning::channels);
 }

@@ -566,7 +566,7 @@ cudaError_t launch_conv_weight(const ConvWeight& a, const ConvWeightWork& work, 
     if (const cudaError_t error = cudaGetLastError()) return error;
     if (work.parts) {  // of at most half as many tiles as there are blocks
       add_parts_of_tiles<Tuning>
-          <<<dim3((work.turn + 1) / 2, Tuning::columns), Tuning::workers, EvenPieceTable::bytes(a.groups.experts), stream>>>(work);
+          <<<dim3(work.turn / 2, Tuning::columns), Tuning::workers, EvenPieceTable::bytes(a.groups.experts), stream>>>(work);
       if (const cudaError_t error = cudaGetLastError()) return error;
     }
   }
@@ -578,7 +578,7 @@ cudaError_t launch_conv_weight(const ConvWeight& a, const ConvWeightWork& work, 
 
 }  // namespace detail
 
-/// Two or three launches.
+/// One to three launches.
 inline cudaError_t conv_weight(const ConvWeight& a, cudaStream_t stream) {
   if (a.gathers != ConvWeight::Gathers::none && a.shape.taps() > 1) return cudaErrorInvalidValue;
   return detail::with_conv_weight_tuning(detail::conv_weight_work(a), [&](auto tuning, const detail::ConvWeightWork& work) {

@@ -82,7 +82,11 @@ __device__ __forceinline__ void from_float(float x, float& out) { out = x; }
 __device__ __forceinline__ void from_float(float x, __nv_bfloat16& out) { out = __float2bfloat16_rn(x); }
 __device__ __forceinline__ void from_float(float x, __half& out) { out = __float2half_rn(x); }
 
-__device__ __forceinline__ float2 to_floats(__nv_bfloat162 x) { return __bfloat1622float2(x); }
+/// As __bfloat1622float2, which takes an instruction more for the second.
+__device__ __forceinline__ float2 to_floats(__nv_bfloat162 x) {
+  const auto two = reinterpret_cast<const uint32_t&>(x);
+  return {__uint_as_float(two << 16), __uint_as_float(two & 0xffff0000u)};
+}
 __device__ __forceinline__ float2 to_floats(__half2 x) { return __half22float2(x); }
 __device__ __forceinline__ void from_floats(float x, float y, __nv_bfloat162& out) { out = __floats2bfloat162_rn(x, y); }
 __device__ __forceinline__ void from_floats(float x, float y, __half2& out) { out = __floats2half2_rn(x, y); }

@@ -55,26 +55,33 @@ inline cudaError_t bind_context() {
 }
 
 /// A tensor of bfloat16, innermost dimension first, read or written in boxes whose rows of 64 elements are swizzled by 128
-/// bytes; what lies outside reads as zero and is not written.
+/// bytes; what lies outside reads as zero and is not written. `strides`: of all dimensions but the first, in elements.
 template <int Rank>
-cudaError_t tiled_map(CUtensorMap* map, const void* data, const uint64_t (&sizes)[Rank], const uint32_t (&box)[Rank]) {
+cudaError_t tiled_map(CUtensorMap* map, const void* data, const uint64_t (&sizes)[Rank], const uint32_t (&box)[Rank],
+                      const uint64_t (&strides)[Rank - 1]) {
   static const auto encode = driver_function<decltype(&cuTensorMapEncodeTiled)>("cuTensorMapEncodeTiled");
   if (!encode) return cudaErrorNotSupported;
-  cuuint64_t size[Rank], stride[Rank];
+  cuuint64_t size[Rank], stride[Rank - 1];
   cuuint32_t shape[Rank], one[Rank];
-  uint64_t bytes = 2;
   for (int i = 0; i < Rank; ++i) {
     size[i] = sizes[i];
     shape[i] = box[i];
     one[i] = 1;
-    bytes *= sizes[i];
-    stride[i] = bytes;
+    if (i > 0) stride[i - 1] = 2 * strides[i - 1];
   }
   return encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, Rank, const_cast<void*>(data), size, stride, shape, one,
                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS
              ? cudaSuccess
              : cudaErrorInvalidValue;
+}
+
+/// The same of a contiguous tensor.
+template <int Rank>
+cudaError_t tiled_map(CUtensorMap* map, const void* data, const uint64_t (&sizes)[Rank], const uint32_t (&box)[Rank]) {
+  uint64_t strides[Rank - 1], elements = 1;
+  for (int i = 0; i + 1 < Rank; ++i) strides[i] = elements *= sizes[i];
+  return tiled_map<Rank>(map, data, sizes, box, strides);
 }
 
 /// Images [M, H, W, C] of bfloat16 read as columns: `pixels` consecutive positions of a convolution's output, 64
