@@ -59,9 +59,9 @@ inline void run_conv_weight(kernel::ConvWeight arguments, const at::TensorOption
 }
 
 /// Images as the kernels read them.
-inline at::Tensor last_readable(const at::Tensor& images) { return readable(images.contiguous(channels_last)); }
+inline at::Tensor last_readable(const at::Tensor& images) { return readable(images, channels_last); }
 
 /// Weights [E, out, in, kh, kw] as [E, out, kh, kw, in], contiguous.
-inline at::Tensor taps_first(const at::Tensor& weight) { return readable(weight.permute({0, 1, 3, 4, 2}).contiguous()); }
+inline at::Tensor taps_first(const at::Tensor& weight) { return readable(weight.permute({0, 1, 3, 4, 2})); }
 
 }  // namespace moecod::cuda

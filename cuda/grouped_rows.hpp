@@ -34,8 +34,8 @@ inline c10::SymDimVector with_width(const Tensor& x, const c10::SymInt& width) {
   return sizes;
 }
 
-/// x as [items, width], contiguous.
-inline Tensor flat(const Tensor& x) { return x.reshape({-1, x.size(-1)}).contiguous(); }
+/// x as [items, width], as kernels read it.
+inline Tensor flat(const Tensor& x) { return readable(x.reshape({-1, x.size(-1)})); }
 
 /// d_h of activation(h).
 inline Tensor activation_backward(const Tensor& grad, const Tensor& h, Activation activation) {

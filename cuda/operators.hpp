@@ -31,11 +31,11 @@ inline std::optional<kernel::Type> kernel_type(const at::Tensor& t) {
   return std::nullopt;
 }
 
-/// Whether kernels can read the tensor in vectors of 16 bytes.
-inline bool aligned(const at::Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0; }
-
-/// A contiguous tensor where kernels can read it in vectors of 16 bytes.
-inline at::Tensor readable(const at::Tensor& t) { return aligned(t) ? t : t.clone(); }
+/// A tensor as kernels read it: contiguous, in vectors of 16 bytes.
+inline at::Tensor readable(const at::Tensor& t, at::MemoryFormat format = at::MemoryFormat::Contiguous) {
+  const at::Tensor dense = t.contiguous(format);
+  return reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 == 0 ? dense : dense.clone();
+}
 
 inline void check_offsets(const char* name, const at::Tensor& offsets, const c10::SymInt& experts) {
   TORCH_CHECK(offsets.dim() == 1 && offsets.sym_size(0) == experts + 1 && offsets.scalar_type() == at::kInt, name,
@@ -55,12 +55,12 @@ inline void check_devices(const char* name, const char* first, const at::Tensor&
                 " is, on ", x.device(), ", got one on ", tensor->device());
 }
 
-/// Errors: c10::Error if a gradient has not the sizes, type and device of what it is the gradient of.
-inline void check_gradient(const char* name, const char* argument, const at::Tensor& grad, c10::SymIntArrayRef sizes,
-                           const at::Tensor& like) {
-  TORCH_CHECK(grad.sym_sizes() == sizes && grad.scalar_type() == like.scalar_type() && grad.device() == like.device(), name,
-              ": ", argument, " must be ", sizes, " ", like.scalar_type(), " on ", like.device(), ", got ", grad.sym_sizes(), " ",
-              grad.scalar_type(), " on ", grad.device());
+/// Errors: c10::Error if a tensor has other sizes, or another type or device than one that is known to be right.
+inline void check_like(const char* name, const char* argument, const at::Tensor& t, c10::SymIntArrayRef sizes,
+                       const at::Tensor& like) {
+  TORCH_CHECK(t.sym_sizes() == sizes && t.scalar_type() == like.scalar_type() && t.device() == like.device(), name, ": ", argument,
+              " must be ", sizes, " ", like.scalar_type(), " on ", like.device(), ", got ", t.sym_sizes(), " ", t.scalar_type(), " on ",
+              t.device());
 }
 
 /// Calls f(e, first item, last item) for the experts that have some of the rows, of `each` items.

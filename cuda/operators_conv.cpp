@@ -279,7 +279,7 @@ bool norm_takes(const Tensor& x, const Tensor& running_mean) {
          x.numel() > 0;
 }
 
-Tensor floats(const Tensor& t) { return readable(t.to(at::kFloat).contiguous()); }
+Tensor floats(const Tensor& t) { return readable(t.to(at::kFloat)); }
 
 Pair norm_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor running_mean, Tensor running_var,
                     Tensor tracked, const Tensor& offsets, const optional<Tensor>& moments, bool batch_statistics,

@@ -63,7 +63,7 @@ bool takes(const Tensor& x, const Tensor& weight, IntArrayRef padding, IntArrayR
 
 /// [E, C, 1, kh, kw] as [E, kh, kw, C], contiguous.
 Tensor channels_behind(const Tensor& weight) {
-  return readable(weight.squeeze(2).permute({0, 2, 3, 1}).contiguous());
+  return readable(weight.squeeze(2).permute({0, 2, 3, 1}));
 }
 
 Tensor by_torch(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias, const Tensor& offsets,
@@ -97,7 +97,7 @@ Call call_of(const Tensor& x, const Tensor& weight, const optional<Tensor>& bias
              IntArrayRef dilation, bool gelu) {
   Call c{.x = last_readable(x),
          .weight = channels_behind(weight),
-         .bias = bias ? readable(bias->contiguous()) : Tensor(),
+         .bias = bias ? readable(*bias) : Tensor(),
          .offsets = offsets.contiguous(),
          .shape = shape_of(x, weight, padding, dilation),
          .gelu = gelu};

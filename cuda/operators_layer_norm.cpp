@@ -80,7 +80,7 @@ Tensor by_kernel(const Tensor& x, const Tensor& weight, const Tensor& bias, cons
   check(x, weight, bias, offsets);
   if (!kernel_takes(takes(x))) return by_torch(x, weight, bias, offsets, eps);
   const c10::cuda::CUDAGuard device(x.device());
-  const Tensor in = readable(x.contiguous()), w = readable(weight.contiguous()), b = readable(bias.contiguous());
+  const Tensor in = readable(x), w = readable(weight), b = readable(bias);
   const Tensor at = offsets.contiguous();
   const Tensor y = at::empty(x.sizes(), x.options());
   C10_CUDA_CHECK(layer_norm({.groups = groups_of(at, x.size(0), items_a_row(x)),
@@ -99,7 +99,7 @@ Gradients backward_by_kernel(const Tensor& grad, const Tensor& x, const Tensor& 
   if (!kernel_takes(takes(x) && grad.scalar_type() == x.scalar_type()))
     return backward_by_torch(grad, x, weight, offsets, eps);
   const c10::cuda::CUDAGuard device(x.device());
-  const Tensor g = readable(grad.contiguous()), in = readable(x.contiguous()), w = readable(weight.contiguous());
+  const Tensor g = readable(grad), in = readable(x), w = readable(weight);
   const Tensor at = offsets.contiguous();
   const kernel::Groups rows = groups_of(at, x.size(0), items_a_row(x));
   const Tensor d_x = at::empty(x.sizes(), x.options());

@@ -54,17 +54,13 @@ void check_activated(const Tensor& x, std::string_view activation, const optiona
   const bool gates = layers::activation_named(activation) == Activation::swiglu;
   c10::SymDimVector sizes(x.sym_sizes());
   if (gates) sizes.back() = sizes.back() / 2;
-  TORCH_CHECK(activated_x->sym_sizes() == c10::SymIntArrayRef(sizes), "moecod::grouped_linear: activated must be ",
-              c10::SymIntArrayRef(sizes), ", got ", activated_x->sym_sizes());
-  TORCH_CHECK(activated_x->scalar_type() == x.scalar_type(), "moecod::grouped_linear: x and activated must have one type, got ",
-              x.scalar_type(), " and ", activated_x->scalar_type());
-  check_devices("moecod::grouped_linear", "x", x, {{"activated", activated_x}});
+  check_like("moecod::grouped_linear", "activated", *activated_x, sizes, x);
 }
 
 void check_linear_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& offsets,
                            std::string_view activation) {
   check_linear(x, weight, std::nullopt, offsets, activation);
-  check_gradient("moecod::grouped_linear_backward", "grad", grad, with_width(x, weight.sym_size(1)), x);
+  check_like("moecod::grouped_linear_backward", "grad", grad, with_width(x, weight.sym_size(1)), x);
 }
 
 // ------------------------------------------------------------------------------------------- by LibTorch's operations
@@ -75,7 +71,7 @@ Tensor linear_by_torch(const Tensor& x, const Tensor& weight, const optional<Ten
   check_activated(x, activation, activated_x);
   const Tensor y = at::empty_symint(with_width(x, weight.sym_size(1)), x.options());
   const Tensor in = activated_x && activated_x->defined()
-                        ? readable(flat(*activated_x))
+                        ? flat(*activated_x)
                         : layers::activate(flat(x), layers::activation_named(activation));
   const Tensor out = y.view({-1, weight.size(1)});
   each_expert(x, offsets, [&](int64_t e, int64_t begin, int64_t end) {
@@ -119,11 +115,11 @@ Tensor linear_by_kernel(const Tensor& x, const Tensor& weight, const optional<Te
   check_activated(x, activation, activated_x);
   const c10::cuda::CUDAGuard device(x.device());
   if (!kernel_takes(takes(x, weight))) return linear_by_torch(x, weight, bias, offsets, activation, activated_x);
-  const Tensor w = readable(weight.contiguous());
+  const Tensor w = readable(weight);
   const Rows rows = linear_rows(x, weight, offsets);
   const Tensor a = activated_x && activated_x->defined()
-                       ? readable(flat(*activated_x))
-                       : activated(readable(flat(x)), layers::activation_named(activation), weight.size(2));
+                       ? flat(*activated_x)
+                       : activated(flat(x), layers::activation_named(activation), weight.size(2));
   if (is_alone(w))  // the bias in the product's epilogue
     return at::linear(a, w[0], bias && bias->defined() ? (*bias)[0] : Tensor())
         .view_symint(with_width(x, weight.sym_size(1)));
@@ -147,7 +143,7 @@ Gradients linear_backward_by_kernel(const Tensor& grad, const Tensor& x, const T
   if (!kernel_takes(takes(x, weight)))
     return linear_backward_by_torch(grad, x, weight, offsets, activation, needed);
   const Activation before = layers::activation_named(activation);
-  const Tensor w = readable(weight.contiguous()), g = readable(flat(grad)), h = readable(flat(x));
+  const Tensor w = readable(weight), g = flat(grad), h = flat(x);
   const Rows rows = linear_rows(x, weight, offsets);
   const auto none = [&] { return at::empty({0}, x.options()); };
   Tensor d_x = none(), d_weight = none(), d_bias = none();

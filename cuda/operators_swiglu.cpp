@@ -89,11 +89,11 @@ Kept hidden_by_kernel(const Tensor& x, const Tensor& weight, const Tensor& offse
   const c10::cuda::CUDAGuard device(x.device());
   if (!kernel_takes(takes(x, weight) && weight.size(1) % 16 == 0))
     return swiglu_kept_by_torch(x, weight, offsets, order, position);
-  const Tensor w = readable(weight.contiguous());
+  const Tensor w = readable(weight);
   if (order && !sorts_in_kernel(x, w))
     return hidden_by_kernel(sorted(x, order, position), weight, offsets, std::nullopt, std::nullopt, keeps);
   const Unsorted unsorted = order ? Unsorted::by(*order, *position) : Unsorted{};
-  const Tensor in = readable(flat(x));
+  const Tensor in = flat(x);
   Rows rows = rows_of(x, offsets);
   if (order) rows.groups.rows = order->size(0);
   const auto shaped = [&](const Tensor& items) { return items.view_symint(sizes_of_rows(x, order, items.size(1))); };
@@ -152,7 +152,7 @@ auto swiglu_with_autocast(const Tensor& x, const Tensor& weight, const Tensor& o
 void check_swiglu_backward(const Tensor& d_h, const Tensor& x, const Tensor& weight, const Tensor& offsets,
                            const optional<Tensor>& order, const optional<Tensor>& position) {
   check_swiglu(x, weight, offsets, order, position);
-  check_gradient("moecod::grouped_swiglu_backward", "d_h", d_h, sizes_of_rows(x, order, weight.sym_size(1)), x);
+  check_like("moecod::grouped_swiglu_backward", "d_h", d_h, sizes_of_rows(x, order, weight.sym_size(1)), x);
 }
 
 using NeededOfHidden = std::array<bool, 2>;  // d_x, d_weight
@@ -177,16 +177,16 @@ OfHidden swiglu_backward_by_kernel(const Tensor& d_h, const Tensor& x, const Ten
                                    NeededOfHidden needed) {
   check_swiglu_backward(d_h, x, weight, offsets, order, position);
   const c10::cuda::CUDAGuard device(x.device());
-  const Tensor w = readable(weight.contiguous());
+  const Tensor w = readable(weight);
   if (!order || !takes(x, weight) || !sorts_in_kernel(x, w))
     return swiglu_backward_by_linear(d_h, x, weight, offsets, order, position, needed);
-  const Tensor g = readable(flat(d_h));
+  const Tensor g = flat(d_h);
   const Rows rows = rows_of(g, offsets);
   const Unsorted unsorted = Unsorted::by(*order, *position);
   Tensor d_x = at::empty({0}, x.options()), d_weight = at::empty({0}, w.options());
   if (needed[0])
     d_x = call<GatherBackward>(product(g, w, rows, /*transposed=*/true), *order, *position, c10::SymInt(0));
-  if (needed[1]) d_weight = weight_gradient_by_conv(g, readable(flat(x)), w, rows, kernel::ConvWeight::Gathers::x, unsorted);
+  if (needed[1]) d_weight = weight_gradient_by_conv(g, flat(x), w, rows, kernel::ConvWeight::Gathers::x, unsorted);
   return {d_x, d_weight};
 }
 
@@ -235,15 +235,12 @@ Kept swiglu_kept_with_autograd(const Tensor& x, const Tensor& weight, const Tens
 using Both = std::tuple<Tensor, Tensor>;  // y, and the rows that it combines
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
 
-void check_swiglu_combine(const Tensor& h, const Tensor& a, const Tensor& weight, const Tensor& offsets,
-                          const Tensor& weights, const Tensor& order, const Tensor& position) {
-  constexpr const char* name = "moecod::grouped_swiglu_combine";
+/// `name`: of the operator or of its backward pass, which both take these.
+void check_swiglu_combine(const char* name, const Tensor& h, const Tensor& weight, const Tensor& offsets, const Tensor& weights,
+                          const Tensor& order, const Tensor& position) {
   TORCH_CHECK(h.dim() == 2 && weight.dim() == 3 && h.sym_size(1) == 2 * weight.sym_size(2), name,
               ": h must be [M, 2 n] and weight [E, out, n], got ", h.sym_sizes(), " and ", weight.sym_sizes());
-  TORCH_CHECK(a.dim() == 2 && a.sym_size(0) == h.sym_size(0) && a.sym_size(1) == weight.sym_size(2), name,
-              ": a must be swiglu(h), [M, n], got ", a.sym_sizes(), " for h ", h.sym_sizes());
-  TORCH_CHECK(h.scalar_type() == weight.scalar_type() && a.scalar_type() == h.scalar_type(), name,
-              ": h, a and weight must have one type, got ", h.scalar_type(), ", ", a.scalar_type(), " and ",
+  TORCH_CHECK(h.scalar_type() == weight.scalar_type(), name, ": h and weight must have one type, got ", h.scalar_type(), " and ",
               weight.scalar_type());
   TORCH_CHECK(weights.dim() == 2 && weights.scalar_type() == at::kFloat && position.sym_sizes() == weights.sym_sizes() &&
                   position.scalar_type() == at::kInt,
@@ -253,21 +250,24 @@ void check_swiglu_combine(const Tensor& h, const Tensor& a, const Tensor& weight
                   order.scalar_type() == at::kInt,
               name, ": order must be [M] = [", h.sym_size(0), "] int32, of at most N S slots, got ", order.sym_sizes(), " ", order.scalar_type());
   check_offsets(name, offsets, weight.sym_size(0));
-  check_devices(name, "h", h, {{"a", a}, {"weight", weight}, {"offsets", offsets}, {"weights", weights}, {"order", order},
-                            {"position", position}});
+  check_devices(name, "h", h,
+                {{"weight", weight}, {"offsets", offsets}, {"weights", weights}, {"order", order}, {"position", position}});
 }
 
 Both swiglu_combine(const Tensor& h, const Tensor& a, const Tensor& weight, const Tensor& offsets, const Tensor& weights,
              const Tensor& order, const Tensor& position) {
-  check_swiglu_combine(h, a, weight, offsets, weights, order, position);
+  constexpr const char* name = "moecod::grouped_swiglu_combine";
+  check_swiglu_combine(name, h, weight, offsets, weights, order, position);
+  check_like(name, "a", a, c10::SymDimVector{h.sym_size(0), weight.sym_size(2)}, h);
   const Tensor rows = call<operators::GroupedLinear>(h, weight, std::nullopt, offsets, "swiglu", std::optional(a));
   return {call<operators::Combine>(rows, weights, order, position), rows};
 }
 
 void check_swiglu_combine_backward(const Tensor& d_y, const Tensor& h, const Tensor& weight, const Tensor& offsets,
                                    const Tensor& weights, const Tensor& order, const Tensor& position) {
-  check_swiglu_combine(h, h.narrow_symint(-1, 0, weight.sym_size(2)), weight, offsets, weights, order, position);
-  check_gradient("moecod::grouped_swiglu_combine_backward", "d_y", d_y, c10::SymDimVector{weights.sym_size(0), weight.sym_size(1)}, h);
+  constexpr const char* name = "moecod::grouped_swiglu_combine_backward";
+  check_swiglu_combine(name, h, weight, offsets, weights, order, position);
+  check_like(name, "d_y", d_y, c10::SymDimVector{weights.sym_size(0), weight.sym_size(1)}, h);
 }
 
 /// The gradient of the slots' weights from what the rows make of d_y.
@@ -302,11 +302,11 @@ Gradients swiglu_combine_backward_by_kernel(const Tensor& d_y, const Tensor& h, 
   const c10::cuda::CUDAGuard device(h.device());
   if (!kernel_takes(takes(h, weight)))
     return swiglu_combine_backward_by_torch(d_y, h, weight, offsets, weights, order, position, needed);
-  const Tensor w = readable(weight.contiguous()), before = readable(flat(h));
+  const Tensor w = readable(weight), before = flat(h);
   const Rows rows = rows_of(h, offsets);
   Tensor d_h, a, d_weights, d_weight = at::empty({0}, w.options());
   if (sorts_in_kernel(d_y, w)) {
-    const Tensor grad = readable(flat(d_y));
+    const Tensor grad = flat(d_y);
     const Unsorted unsorted = Unsorted::by(order, position);
     std::tie(d_h, a, d_weights) = gate_backward(grad, before, w, rows, {weights.contiguous(), unsorted, needed[2]});
     if (needed[1])

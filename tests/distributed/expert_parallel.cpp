@@ -34,14 +34,20 @@ using Images = Mixture<router::GlobalPool, Replicated<expert::Conv<>, experts>, 
 template <class Dispatch>
 using Positions = Mixture<router::Position, Replicated<expert::Mlp<>, experts>, select::TopK<2>, balance::Switch, Dispatch>;
 
-template <class Model>
-std::shared_ptr<Model> make() {
+/// `change`: of the options.
+template <class Model, class Change>
+std::shared_ptr<Model> make(Change change) {
   torch::manual_seed(11);
   typename Model::Options options;
   options.router.channels = options.experts.channels = channels;
+  change(options);
   auto model = std::make_shared<Model>(options);
   model->to(job().device);
   return model;
+}
+template <class Model>
+std::shared_ptr<Model> make() {
+  return make<Model>([](auto&) {});
 }
 
 template <class T>
@@ -101,19 +107,16 @@ TEST(ExpertParallelSwiGlu, OneStepIsThatOfOneProcess) {
   using Block =
       Mixture<router::Position, Replicated<expert::SwiGlu<>, experts>, select::TopK<2>, balance::None, dispatch::Grouped>;
   using Spread = swap_t<Block, dispatch::ExpertParallel<dispatch::Grouped>>;
-  constexpr int64_t d = 64, hidden = 32, each = 300;
+  constexpr int64_t d = 64, each = 300;
   const auto type = job().device.is_cuda() ? at::kBFloat16 : at::kFloat;
-  const auto make_block = [&]<class Model>(std::type_identity<Model>) {
-    torch::manual_seed(12);
-    typename Model::Options options;
+  const auto widths = [](auto& options) {
     options.router.channels = options.experts.channels = d;
-    options.experts.hidden = hidden;
-    auto model = std::make_shared<Model>(options);
-    model->to(job().device, type);
-    return model;
+    options.experts.hidden = d / 2;
   };
-  const auto spread = make_block(std::type_identity<Spread>{});
-  const auto whole = make_block(std::type_identity<Block>{});
+  const auto spread = make<Spread>(widths);
+  const auto whole = make<Block>(widths);
+  spread->to(type);
+  whole->to(type);
   distributed::spread_experts(*spread, job().group);
 
   torch::manual_seed(13);

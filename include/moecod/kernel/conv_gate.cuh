@@ -41,7 +41,6 @@ struct GateBarriers {
 /// What a kind holds in shared memory beside the products' tiles.
 template <class Tuning, ConvKind Kind>
 struct GateStage {
-  static_assert(Tuning::rows == 1);
   static constexpr int blocks = is_gate_backward(Kind) ? Tuning::columns : Tuning::columns / 2;  // a matrix
   static_assert(blocks <= GateBarriers::blocks);
   static constexpr bool keeps = Kind != ConvKind::gated;  // has g and u
@@ -212,6 +211,11 @@ __device__ __forceinline__ void gate_finish(const ConvWork& work, const ConvTile
   if constexpr (is_gate_backward(Kind)) backward.store(work, tile, 64 * Stage::blocks);
 }
 
+/// Stores what L2 may drop first: h and a are larger.
+__device__ __forceinline__ void store(__nv_bfloat16* to, const uint32_t (&vector)[4]) {
+  __stcs(reinterpret_cast<uint4*>(to), {vector[0], vector[1], vector[2], vector[3]});
+}
+
 /// Where a lane's vectors of eight channels of a and of g lie, of each of its two rows and every 32 channels; u is `out`
 /// further than g.
 struct GatePlaces {
@@ -226,12 +230,15 @@ struct GatePlaces {
       g[half] = a[half] + int64_t(tile.begin + row) * work.out;
     }
   }
+  /// Vectors of h, or of its gradient, and of a, `channel` further.
+  __device__ __forceinline__ void store_all(const ConvWork& work, int half, int channel, const uint32_t (&of_g)[4],
+                                            const uint32_t (&of_u)[4], const uint32_t (&of_a)[4]) const {
+    if (channel >= left[half]) return;
+    store(work.h + g[half] + channel, of_g);
+    store(work.h + g[half] + work.out + channel, of_u);
+    store(work.y + a[half] + channel, of_a);
+  }
 };
-
-/// Stores what L2 may drop first: h and a are larger.
-__device__ __forceinline__ void store(__nv_bfloat16* to, const uint32_t (&vector)[4]) {
-  __stcs(reinterpret_cast<uint4*>(to), {vector[0], vector[1], vector[2], vector[3]});
-}
 
 /// A worker's part of a tile of long sums: h and a, from registers (has_vectors).
 template <class Tuning>
@@ -250,10 +257,7 @@ __device__ __forceinline__ void gate_finish_kept(const ConvWork& work, const Con
       u[j] = pack(us.x, us.y);
       a[j] = pack(SwiGlu::forward(gs.x, us.x), SwiGlu::forward(gs.y, us.y));
     }
-    if (channel >= places.left[half]) continue;
-    store(work.h + places.g[half] + channel, g);
-    store(work.h + places.g[half] + work.out + channel, u);
-    store(work.y + places.a[half] + channel, a);
+    places.store_all(work, half, channel, g, u, a);
   }
 }
 
@@ -285,8 +289,6 @@ struct GateOperands {
 template <class Tuning, ConvKind Kind>
 __device__ __forceinline__ void gate_finish_backward(const float (&sums)[Tuning::rows][32 * Tuning::columns],
                                                      GateOperands<Tuning>& operands, GateBackward<Kind>& backward) {
-  const ConvWork& work = operands.work;
-  const GatePlaces& places = operands.places;
 #pragma unroll
   for (int i = 0; i < operands.all; ++i) {
     const int channel = i / 2 * 32, half = i % 2;
@@ -310,12 +312,9 @@ __device__ __forceinline__ void gate_finish_backward(const float (&sums)[Tuning:
       d_u[j] = pack(d_us.x, d_us.y);
       a[j] = pack(as.x, as.y);
     }
-    if (channel >= places.left[half]) continue;
-    store(work.h + places.g[half] + channel, d_g);
-    store(work.h + places.g[half] + work.out + channel, d_u);
-    store(work.y + places.a[half] + channel, a);
+    operands.places.store_all(operands.work, half, channel, d_g, d_u, a);
   }
-  backward.store(work, operands.tile, Tuning::channels);
+  backward.store(operands.work, operands.tile, Tuning::channels);
 }
 
 #endif
